@@ -1,0 +1,1 @@
+"""A live model in, records out: clock, taps, snapshot, callbacks, seeding."""

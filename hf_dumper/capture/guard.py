@@ -1,0 +1,168 @@
+"""The instance attributes that a dumped model carries, shared by all its sessions.
+
+Several sessions may watch one model and leave in any order, so the first one to come puts these
+attributes on the instance and the last one to leave takes them off: nothing is nested. The class
+stays what it is, and so does what `copy`, `pickle` and `torch.save` make of the model.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+
+from hf_dumper.errors import UnsupportedGenerationError
+
+_GUARD = "_hf_dumper_guard"
+
+
+class Watcher(Protocol):
+    """What the guard asks of a session."""
+
+    def watch_generate(self, call: "GenerateCall") -> AbstractContextManager[Callable[[Any], None]]:
+        """Enter a run; yields a function that takes what `generate` returned."""
+
+    def arm(self) -> None:
+        """Put the hooks back."""
+
+    def disarm(self) -> None:
+        """Take the hooks off."""
+
+
+class GenerateCall:
+    """The arguments of one `generate()` call by name; watchers may add to them before it runs."""
+
+    def __init__(self, model: torch.nn.Module, arguments: inspect.BoundArguments) -> None:
+        """Flatten the `**kwargs` of the call into one mapping."""
+        self.model = model
+        self.values: dict[str, Any] = dict(arguments.arguments)
+        self.positional: tuple[Any, ...] = ()
+        for name, parameter in arguments.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                self.values.update(self.values.pop(name, {}))
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                self.positional = self.values.pop(name, ())
+
+    def add(self, name: str, callback: object) -> None:
+        """Append a callback to a list argument unless it is in there; the user's list stays."""
+        given = list(self.values.get(name) or ())
+        if not any(entry is callback for entry in given):
+            self.values[name] = [*given, callback]
+
+
+class ModelGuard:
+    """Keeps the watchers of one model and the instance attributes that serve them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Guard a model; nothing is changed until a watcher joins."""
+        self._model = model
+        self._watchers: list[Watcher] = []
+        self._saved: dict[str, Any] = {}
+        self._generating = False
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "ModelGuard":
+        """Return the guard of a model, a new one when it has none."""
+        guard = model.__dict__.get(_GUARD)
+        return guard if isinstance(guard, cls) else cls(model)
+
+    def join(self, watcher: Watcher) -> None:
+        """Let a watcher see every `generate()` from now on."""
+        self._watchers.append(watcher)
+        if len(self._watchers) == 1:
+            self._install()
+
+    def leave(self, watcher: Watcher) -> None:
+        """Forget a watcher; the last one to leave takes the attributes along."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+            if not self._watchers:
+                self._remove()
+
+    def _install(self) -> None:
+        attributes: dict[str, Any] = {
+            _GUARD: self,
+            "__deepcopy__": self._deepcopy,
+            "__reduce_ex__": self._reduce_ex,
+        }
+        model: Any = self._model
+        if callable(getattr(type(model), "generate", None)):
+            attributes["generate"] = self._wrap(model.generate)
+        if callable(getattr(type(model), "generate_batch", None)):
+            attributes["generate_batch"] = self._refuse(model.generate_batch)
+        own = self._model.__dict__
+        self._saved = {name: own[name] for name in attributes if name in own}
+        own.update(attributes)
+        self._installed = tuple(attributes)
+
+    def _remove(self) -> None:
+        for name in self._installed:
+            self._model.__dict__.pop(name, None)
+        self._model.__dict__.update(self._saved)
+        self._saved = {}
+
+    def _wrap(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(generate)
+
+        @functools.wraps(generate)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self._generating:
+                msg = "Cannot follow a generate() inside a generate() of the same model."
+                raise UnsupportedGenerationError(msg)
+            call = GenerateCall(self._model, signature.bind(*args, **kwargs))
+            self._generating = True
+            try:
+                with ExitStack() as stack:
+                    finish = [stack.enter_context(w.watch_generate(call)) for w in self._watchers]
+                    result = generate(*call.positional, **call.values)
+                    for take in finish:
+                        take(result)
+                return result
+            finally:
+                self._generating = False
+
+        return guarded
+
+    def _refuse(self, generate_batch: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(generate_batch)
+        def refused(*_args: Any, **_kwargs: Any) -> Any:
+            msg = (
+                "Cannot follow generate_batch(): rows of several requests are packed into one. "
+                "Use generate()."
+            )
+            raise UnsupportedGenerationError(msg)
+
+        return refused
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """Leave the model without any trace of ours while the block runs."""
+        watchers = list(self._watchers)
+        dump = self._model.__dict__.pop("dump", None)
+        for watcher in watchers:
+            watcher.disarm()
+        self._remove()
+        try:
+            yield
+        finally:
+            self._install()
+            for watcher in watchers:
+                watcher.arm()
+            if dump is not None:
+                self._model.__dict__["dump"] = dump
+
+    def _deepcopy(self, memo: dict[int, Any]) -> torch.nn.Module:
+        with self._plain():
+            return copy.deepcopy(self._model, memo)
+
+    def _reduce_ex(self, protocol: int) -> Any:
+        # A twin that shares every tensor: the pickler walks it after we have returned, when the
+        # model itself is hooked again.
+        tensors = chain(self._model.parameters(), self._model.buffers())
+        with self._plain():
+            twin = copy.deepcopy(self._model, {id(t): t for t in tensors})
+        return twin.__reduce_ex__(protocol)

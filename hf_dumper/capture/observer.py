@@ -1,0 +1,169 @@
+"""Follows one model through its forwards: clock, taps and snapshot working together.
+
+The observer knows nothing of files. A session opens a run, the model runs, the observer turns what
+the hooks see into batches, and the session closes the run.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from hf_dumper.capture.clock import TokenClock
+from hf_dumper.capture.inputs import RootInputs, read_inputs
+from hf_dumper.capture.snapshot import Snapshot
+from hf_dumper.capture.taps import TapState, tap_modules
+from hf_dumper.core.arena import Arena
+from hf_dumper.core.selection import TokenSelection
+from hf_dumper.core.types import ROOT, Batch
+
+
+class Observer:
+    """Records the forwards of one run at a time.
+
+    `modules` are (name, module) of what is tapped; empty for last logits only. A failure of ours
+    ends the recording of the run, is kept in `failure`, and never reaches the model.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        modules: list[tuple[str, torch.nn.Module]],
+        tokens: TokenSelection,
+        *,
+        last_logits: bool,
+    ) -> None:
+        """Prepare to watch; `attach` sets the hooks."""
+        self.model = model
+        self.clock = TokenClock()
+        self.inputs: RootInputs | None = None
+        self.failure: Exception | None = None
+        self._modules = modules
+        self._tokens = tokens
+        self._last_logits = last_logits
+        self._logits: torch.Tensor | None = None
+        self._source = (ROOT, type(model).__name__)
+        self.state: TapState = TapState(Snapshot(Arena(), _drop), self._fail)
+
+    @property
+    def tapped(self) -> int:
+        """Number of tapped modules."""
+        return len(self._modules)
+
+    def attach(self, stack: ExitStack) -> None:
+        """Hook the tapped modules; the handles are removed when `stack` is closed."""
+        tap_modules(self._modules, self.state, stack)
+
+    def open_run(self, run: int, arena: Arena, send: Callable[[Batch], None]) -> None:
+        """Start recording into `arena`; the clock's run is opened by the caller's `start`."""
+        self.failure = None
+        self.inputs = None
+        self._logits = None
+        self.state.sequence = 0
+        self.state.snapshot = Snapshot(arena, send)
+        self.run = run
+
+    def start_generation(self, eos: frozenset[int]) -> None:
+        """Record from now on: an encoder or vision tower runs before the first forward."""
+        self.clock.open_run(self.run, generating=True, eos=eos)
+        self.state.start_forward()
+        if 0 in self._tokens:
+            self.state.snapshot.begin(self.clock.provisional())
+            self.state.recording = not self._last_logits
+
+    def start_forward(self) -> None:
+        """Start a run that is one bare forward."""
+        self.clock.open_run(self.run, generating=False)
+
+    def before_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take the arguments of a forward of the root module."""
+        if self.failure is not None:
+            return
+        inputs = read_inputs(self.model, args, kwargs)
+        self.inputs = self.inputs or inputs
+        tick = self.clock.tick(inputs)
+        snapshot = self.state.snapshot
+        wanted = not self.clock.generating or tick.token in self._tokens
+        if tick.forward == 0 and snapshot.tick is not None:
+            snapshot.settle(tick)
+        else:
+            snapshot.end()
+            self.state.start_forward()
+            if wanted:
+                snapshot.begin(tick)
+        self.state.recording = wanted and not self._last_logits
+
+    def after_root(self, output: Any) -> None:
+        """Take the output of a forward of the root module; None when it raised."""
+        if self._last_logits and self.state.snapshot.tick is not None and self.failure is None:
+            self._logits = _logits(output)
+            if not self.clock.generating:
+                self._guarded(self._take_logits)
+
+    def see_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> None:
+        """Take what the logits processor of the session sees."""
+        self.clock.set_prompt(ids)
+        if self._last_logits and self._logits is not None:
+            self._guarded(self._take_logits)
+            self._guarded(lambda: self._take("scores", scores))
+
+    def see_token(self, ids: torch.Tensor) -> None:
+        """Take the ids that the stopping criteria of the session sees; the forward is over."""
+        if self.state.snapshot.tick is not None and self.failure is None:
+            self._guarded(lambda: self._take("token_ids", ids[:, -1]))
+        self.clock.advance(ids)
+        self._guarded(self.state.snapshot.end)
+        self.state.recording = False
+
+    def close_run(self) -> None:
+        """End the forward in progress; the last batch leaves."""
+        self.state.recording = False
+        self._logits = None
+        self._guarded(self.state.snapshot.close)
+
+    def _take_logits(self) -> None:
+        logits, self._logits = self._logits, None
+        if logits is not None:
+            self._take("logits", self._last_column(logits))
+
+    def _last_column(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return [rows, vocabulary] at the last unmasked column of each row."""
+        if logits.ndim != 3:
+            return logits
+        tick = self.state.snapshot.tick
+        positions = None if tick is None else tick.positions
+        if positions is None or positions.shape != logits.shape[:2]:
+            return logits[:, -1]
+        last = positions.argmax(axis=1)  # positions grow along a row, and padding is -1
+        if (last == logits.shape[1] - 1).all() or (positions[:, -1] >= 0).all():
+            return logits[:, -1]
+        rows = torch.arange(logits.shape[0], device=logits.device)
+        return logits[rows, torch.as_tensor(last, device=logits.device)]
+
+    def _take(self, slot: str, tensor: torch.Tensor) -> None:
+        """Record a tensor of the root that no module tap sees, as a call of its own."""
+        calls = self.state.snapshot.calls
+        calls.append([self.state.next(), self.state.next()])
+        self.state.take(self._source, slot, "", (0, len(calls) - 1), tensor)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever we did wrong, the model must go on
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = self.failure or error
+        self.state.recording = False
+
+
+def _logits(output: Any) -> torch.Tensor | None:
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, tuple):  # return_dict=False: a loss may come first
+        logits = next((v for v in output if isinstance(v, torch.Tensor) and v.ndim > 1), None)
+    return logits.detach() if isinstance(logits, torch.Tensor) else None
+
+
+def _drop(_batch: Batch) -> None:
+    """Take the batches of no run."""

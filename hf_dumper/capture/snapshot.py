@@ -1,0 +1,264 @@
+"""Borrowed tensors in, owned records out: the single point where bytes are copied.
+
+A tensor is copied at once, in the hook, into the current chunk of the arena; no live tensor is
+kept, so nothing that the model does later can change what was recorded. A tensor at an address
+that was recorded before in the same forward, with the same shape, strides and dtype, becomes an
+alias if the hash of its bytes says that they are the same bytes: addresses are reused and version
+counters miss writes through `.data`, so neither alone is proof.
+"""
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeAlias, cast
+
+import torch
+from xxhash import xxh3_64_intdigest
+
+from hf_dumper.core.arena import Arena, Chunk, Span
+from hf_dumper.core.axes import infer_axes
+from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Record, Tick
+
+Source: TypeAlias = tuple[str, str]
+"""Name and class name of the module that a tensor was seen at."""
+
+STORABLE = {
+    dtype: str(dtype).removeprefix("torch.")
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e4m3fnuz,
+        torch.float8_e5m2,
+        torch.float8_e5m2fnuz,
+        torch.complex64,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint64,
+        torch.uint32,
+        torch.uint16,
+        torch.uint8,
+        torch.bool,
+    )
+}
+"""Names of the dtypes that safetensors 0.8 can hold."""
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+_LARGE = 1 << 20
+"""Bytes from which a copy is worth releasing the GIL for, and torch's threads."""
+
+# ctypes.memmove releases the GIL, and the thread that then takes it may keep it for milliseconds:
+# for the few kilobytes of one decoded token that is a hundred times the copy.
+_memmove = ctypes.PyDLL(None).memmove
+_memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_memmove.restype = ctypes.c_void_p
+
+_memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
+_memory_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_memory_at.restype = ctypes.py_object
+_READ = 0x100
+"""PyBUF_READ of CPython's buffer protocol."""
+
+
+class Snapshot:
+    """Collects the records of one forward at a time and sends them on in batches.
+
+    Attributes:
+        tick: The forward in progress, None between forwards.
+        calls: [seq_in, seq_out] of every module call of the forward.
+        counts: Records by status, over the run.
+        skipped: What was not recorded, by reason, over the run.
+    """
+
+    def __init__(self, arena: Arena, send: Callable[[Batch], None]) -> None:
+        """Copy into chunks of `arena`; give every batch to `send`."""
+        self.tick: Tick | None = None
+        self.calls: list[list[int]] = []
+        self.counts: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self._arena = arena
+        self._send = send
+        self._chunk: Chunk | None = None
+        self._view = memoryview(b"")
+        self._records: list[Record] = []
+        self._sent = 0
+        self._seen: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._axes: dict[tuple[int, ...], str] = {}
+        self._sizes = (0, 0, 0, 0)
+
+    def begin(self, tick: Tick) -> None:
+        """Start a forward; one that is still open is ended first."""
+        self.end()
+        self.settle(tick)
+
+    def settle(self, tick: Tick) -> None:
+        """Take the tick of the forward in progress, whose sizes the records that follow have."""
+        self.tick = tick
+        self._sizes = (tick.rows, tick.cols, tick.keep, tick.past)
+        self._axes = {}
+
+    def add(
+        self, source: Source, slot: str, param: str, call: tuple[int, int], tensor: torch.Tensor
+    ) -> None:
+        """Record a borrowed tensor.
+
+        `source` is the module's name and class name, `call` the index of this call of the module
+        in the forward and its place in the forward's list of calls.
+        """
+        reason = unstorable(tensor)
+        if reason is not None:
+            self._skip(source, slot, param, call, tensor, reason)
+            return
+        dtype = tensor.dtype
+        shape = tuple(tensor.shape)
+        nbytes = tensor.nbytes
+        key = (tensor.data_ptr(), shape, tensor.stride(), dtype, tensor.is_neg())
+        owner = self._alias(tensor, nbytes, key)
+        span = None
+        if owner is None:
+            span, digest, owner = self._own(tensor, nbytes, key)
+        else:
+            digest = self._seen[key][1]
+        axes = self._axes.get(shape)
+        if axes is None:
+            axes = self._axes[shape] = infer_axes(shape, *self._sizes)
+        status = STORED if owner is None else ALIASED
+        self.counts[status] += 1
+        name, class_name = source
+        number, index = call
+        # fmt: off
+        self._records.append(Record(
+            name, class_name, slot, param, number, "", index, axes, STORABLE[dtype], shape,
+            _device_name(tensor.device), digest, nbytes, span, owner, status, "",
+        ))
+        # fmt: on
+
+    def skip_value(self, value: object) -> None:
+        """Count a value that is not a tensor, by its type."""
+        self.skipped[f"not a tensor: {type(value).__name__}"] += 1
+
+    def end(self) -> None:
+        """End the forward in progress, if any: its calls are complete, its last batch leaves."""
+        if self.tick is not None:
+            self._finish(())
+
+    def close(self) -> None:
+        """End the forward in progress and give up the chunk in hand."""
+        chunk, self._chunk = self._chunk, None
+        if self.tick is not None:
+            self._finish(() if chunk is None else (chunk,))
+        elif chunk is not None:
+            self._arena.release(chunk)
+
+    def _finish(self, spent: tuple[Chunk, ...]) -> None:
+        self._leave([(seq_in, seq_out) for seq_in, seq_out in self.calls], spent)
+        self.tick = None
+        self.calls = []
+        self._sent = 0
+        self._seen.clear()
+
+    def _alias(self, tensor: torch.Tensor, nbytes: int, key: tuple[Any, ...]) -> int | None:
+        """Return the record that owns the same bytes, when that can be told without a copy."""
+        seen = self._seen.get(key)
+        if seen is None or not (tensor.is_cpu and tensor.is_contiguous()):
+            return None
+        return seen[0] if xxh3_64_intdigest(_memory_at(key[0], nbytes, _READ)) == seen[1] else None
+
+    def _own(
+        self, tensor: torch.Tensor, nbytes: int, key: tuple[Any, ...]
+    ) -> tuple[Span | None, int, int | None]:
+        """Copy, and return (span, hash, None), or (None, hash, owner) if the copy was needless."""
+        span = self._copy(tensor, nbytes, key[0])
+        digest = xxh3_64_intdigest(self._view[span.offset : span.offset + nbytes])
+        seen = self._seen.get(key)
+        if seen is not None and seen[1] == digest:
+            span.chunk.used = span.offset
+            return None, digest, seen[0]
+        if nbytes and not tensor.is_complex():  # a conjugated view differs only in a flag
+            self._seen[key] = (self._sent + len(self._records), digest)
+        return span, digest, None
+
+    def _copy(self, tensor: torch.Tensor, nbytes: int, pointer: int) -> Span:
+        chunk = self._chunk
+        if chunk is None or chunk.used + nbytes > chunk.size:
+            chunk = self._next_chunk(nbytes)
+        offset = chunk.used
+        chunk.used = offset + nbytes
+        if nbytes < _LARGE and tensor.is_cpu and tensor.is_contiguous() and _is_literal(tensor):
+            _memmove(chunk.address + offset, pointer, nbytes)
+        elif nbytes:
+            target = torch.frombuffer(
+                chunk.memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset
+            )
+            target.view(tensor.shape).copy_(tensor.detach())
+        return Span(chunk, offset, nbytes)
+
+    def _next_chunk(self, nbytes: int) -> Chunk:
+        if self._chunk is not None:
+            chunk, self._chunk = self._chunk, None
+            self._leave(None, (chunk,))
+        self._chunk = self._arena.take(nbytes)
+        self._view = memoryview(self._chunk.memory)
+        return self._chunk
+
+    def _leave(self, calls: list[tuple[int, int]] | None, spent: tuple[Chunk, ...]) -> None:
+        records, self._records = self._records, []
+        self._sent += len(records)
+        self._send(Batch(cast("Tick", self.tick), records, calls, spent))
+
+    def _skip(
+        self,
+        source: Source,
+        slot: str,
+        param: str,
+        call: tuple[int, int],
+        tensor: torch.Tensor,
+        reason: str,
+    ) -> None:
+        self.counts[SKIPPED] += 1
+        self.skipped[reason] += 1
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        # fmt: off
+        self._records.append(Record(
+            *source, slot, param, call[0], "", call[1], "", dtype, _shape(tensor),
+            _device_name(tensor.device), None, 0, None, None, SKIPPED, reason,
+        ))
+        # fmt: on
+
+
+def unstorable(tensor: torch.Tensor) -> str | None:
+    """Return why a tensor cannot be stored as plain bytes, None when it can."""
+    if type(tensor) not in _PLAIN:
+        return f"tensor subclass {type(tensor).__name__}"
+    if tensor.layout is not torch.strided:
+        return f"layout {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_meta:
+        return "meta tensor, it has no values"
+    if not tensor.data_ptr() and tensor.numel():
+        return "tensor without memory"
+    if tensor.dtype not in STORABLE:
+        return f"dtype {str(tensor.dtype).removeprefix('torch.')} cannot be stored"
+    return None
+
+
+def _is_literal(tensor: torch.Tensor) -> bool:
+    """Tell whether the bytes in memory are the values: no pending negation or conjugation."""
+    return not (tensor.is_neg() or tensor.is_conj())
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in tensor.shape)
+    except (RuntimeError, TypeError, AttributeError):  # a nested tensor has no shape
+        return ()
+
+
+@cache
+def _device_name(device: torch.device) -> str:
+    return str(device)

@@ -1,0 +1,38 @@
+"""The commands of `hf-dumper`."""
+
+from typing import Annotated
+
+import typer
+
+from hf_dumper import __version__
+from hf_dumper.cli.demo import demo
+from hf_dumper.cli.inspect import inspect
+from hf_dumper.cli.run import run
+from hf_dumper.cli.show import show
+
+app = typer.Typer(
+    help="Dump what happens inside a transformers model, and look into the dump.",
+    epilog="Begin with `hf-dumper demo`: it needs no download and takes some seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (demo, run, inspect, show):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf_dumper {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,106 @@
+"""Exit statuses, and errors as one line that says what to do.
+
+0 done and passed, 1 done but failed or incomplete, 2 could not be done.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import typer
+
+from hf_dumper.errors import HFDumperError
+
+DONE, FAILED, IMPOSSIBLE = 0, 1, 2
+
+NAME: Final = "hf-dumper"
+
+DEBUG: Final = "HF_DUMPER_DEBUG"
+"""Environment variable: 1 shows the traceback of every error."""
+
+_UsageError = typer.BadParameter.__bases__[0]
+"""Base of what is wrong with arguments. Newer releases of typer have click inside, older beside."""
+
+_HUB: Final = {
+    "GatedRepoError": (
+        "the repository is gated: accept its terms on its page, then log in with `hf auth login`"
+    ),
+    "RepositoryNotFoundError": (
+        "the hub has no such repository, or it is private: check the name, or `hf auth login`"
+    ),
+    "RevisionNotFoundError": "the repository has no such revision",
+    "LocalEntryNotFoundError": "the hub cannot be reached, and there is no copy in the cache",
+    "EntryNotFoundError": "the repository lacks a file that is needed",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and there is no copy in the cache",
+    "ConnectError": "the hub cannot be reached",
+    "ConnectTimeout": "the hub cannot be reached",
+    "ReadTimeout": "the hub does not answer",
+    "HfHubHTTPError": "the hub answers with an error; try again later",
+}
+"""Class of an error of the hub -> what it means; the first in this order that is found is told."""
+
+
+def status_of(app: typer.Typer, args: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; errors go to stderr as one line."""
+    try:
+        given = None if args is None else list(args)
+        status = app(given, prog_name=NAME, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except _UsageError as error:
+        print(_usage(error), file=sys.stderr)
+        return IMPOSSIBLE
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            traceback.print_exception(error)
+        print(f"{NAME}: {explain(error)}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        return IMPOSSIBLE
+    return status if isinstance(status, int) else DONE
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for an error."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "interrupted."
+    if isinstance(error, HFDumperError):
+        return one_line(str(error))
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(f"{error.filename or 'a file'}: {error.strerror}.")
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the accelerator is out of memory. Try --statistics statistics, or a smaller model."
+    told = one_line(f"{type(error).__name__}: {error}").removesuffix(":")
+    return f"{told} ({DEBUG}=1 shows where)"
+
+
+def hub_reason(error: BaseException) -> str | None:
+    """Return what an error of the hub means, also one wrapped by transformers; None if it is none."""
+    found = {base.__name__ for e in chain_of(error) for base in type(e).__mro__}
+    return next((meaning for name, meaning in _HUB.items() if name in found), None)
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def one_line(text: str, most: int = 400) -> str:
+    """Return a text without line breaks, cut where nobody would read on."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else f"{flat[: most - 3]}..."
+
+
+def _usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", None) or NAME
+    told = one_line(error.format_message())  # type: ignore[attr-defined]
+    return f"{command}: {told} See {command} --help."

@@ -1,0 +1,162 @@
+"""Models and tokenizers by the name that a user types."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hf_dumper.cli.failures import hub_reason, one_line
+from hf_dumper.cli.options import ModelOptions
+from hf_dumper.cli.terminal import Work, calm
+from hf_dumper.core.names import near
+from hf_dumper.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_UNREACHABLE: Final = (
+    "ConnectError",
+    "ConnectTimeout",
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ProxyError",
+    "ReadTimeout",
+)
+"""Classes of errors after which it is useless to ask the hub for files."""
+
+DEMO: Final = "demo"
+"""The word for the embedded model; a folder of that name is `./demo`."""
+
+_FOR_TOKENIZER: Final = ("revision", "trust_remote_code", "local_files_only")
+
+_DTYPES: Final = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
+
+
+def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any]:
+    """Return a model and its tokenizer.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded; one line that says why.
+        ConfigError: an unknown dtype.
+    """
+    is_here = name == DEMO or check_folder(name)
+    kwargs = _kwargs(options)
+    bars = not is_here and sys.stderr.isatty()
+    with Work(f"Loading {name}") as work, calm(bars=bars):
+        if bars:
+            work.hide()
+        from transformers import AutoTokenizer
+
+        from hf_dumper.model import DEMO_MODEL, pick_auto_class
+
+        _check_dtype(kwargs)
+        if not is_here and _must_be_cached(name, options.revision):
+            kwargs["local_files_only"] = True
+        source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
+        hub = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZER}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+            model = pick_auto_class(source, kwargs).from_pretrained(source, **kwargs)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ModelError(_why(name, error, is_here=is_here)) from error
+    return model, tokenizer
+
+
+def check_folder(name: str) -> bool:
+    """Tell whether a model is a folder here; False means that the hub is to be asked.
+
+    Raises:
+        ModelError: it looks like a path and is none, or is no folder of a model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return True
+        inside = ", ".join(repr(str(p)) for p in _models_in(path))
+        hint = f" There are models at {inside}." if inside else ""
+        msg = f"{name!r} holds no config.json, so it is no model of transformers.{hint}"
+        raise ModelError(msg)
+    if path.exists():
+        msg = f"{name!r} is a file. Name the folder of the model, or a repository of the hub."
+        raise ModelError(msg)
+    if name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or not name:
+        msg = f"There is no folder {name!r}.{_near(path)}"
+        raise ModelError(msg)
+    return False
+
+
+def _must_be_cached(name: str, revision: str | None) -> bool:
+    """Tell whether the hub is out of reach and there is a copy in the cache to load instead.
+
+    One question without retries; `from_pretrained` would retry every file for most of a minute.
+
+    Raises:
+        ModelError: the hub is out of reach, and there is no copy.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:
+        reason = hub_reason(error)
+        if not isinstance(error, ConnectionError) and type(error).__name__ not in _UNREACHABLE:
+            return False  # whatever it is, loading meets it as well, and may know a way round
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return True
+        msg = f"Cannot load {name!r}: no folder here has that name, and {reason}."
+        raise ModelError(msg + _near(Path(name))) from error
+    return False
+
+
+def _kwargs(options: ModelOptions) -> dict[str, Any]:
+    given = {
+        "dtype": options.dtype and _DTYPES.get(options.dtype, options.dtype),
+        "attn_implementation": options.attn_implementation,
+        "device_map": options.device_map,
+        "revision": options.revision,
+        "trust_remote_code": options.trust_remote_code or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _check_dtype(kwargs: dict[str, Any]) -> None:
+    import torch
+
+    name = kwargs.get("dtype", "auto")
+    if name == "auto" or isinstance(getattr(torch, name, None), torch.dtype):
+        return
+    known = ["auto", "float32", "float16", "bfloat16", "float64"]
+    msg = f"There is no dtype {name!r}.{near(name, known)}"
+    raise ConfigError(msg)
+
+
+def _why(name: str, error: Exception, *, is_here: bool) -> str:
+    if is_here:
+        return f"Cannot load {name!r}: {_readable(error)}"
+    reason = hub_reason(error)
+    if reason is None:
+        return f"Cannot load {name!r}: {_readable(error)}"
+    return f"Cannot load {name!r}: no folder here has that name, and {reason}.{_near(Path(name))}"
+
+
+def _readable(error: Exception) -> str:
+    """Return the first sentences of an error; KeyError would only show its key."""
+    text = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
+    return one_line(text.strip().split("\n\n")[0])
+
+
+def _near(path: Path) -> str:
+    """Name the folders of models beside a path that are called much the same."""
+    names = {p.name: str(p) for p in _models_in(path.parent)}
+    found = near(path.name, names) if names else ""
+    for name, whole in names.items():
+        found = found.replace(repr(name), repr(whole))
+    return found
+
+
+def _models_in(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(p.parent for p in folder.glob("*/config.json"))
+    except OSError:
+        return

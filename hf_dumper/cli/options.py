@@ -1,0 +1,285 @@
+"""Options that several commands share, as dataclasses: typer sees one option for each field."""
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+from typer import Option
+
+from hf_dumper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hf_dumper.config import DumpConfig
+
+_DUMP = "What to dump"
+_MODEL = "The model"
+_GENERATION = "Generation"
+_PROMPTS = "Prompts"
+
+Names = list[str] | None
+
+
+class Kept(StrEnum):
+    """What is kept of each tensor; the order is that of `dump_statistics_mode`."""
+
+    tensors = "tensors"
+    statistics = "statistics"
+    both = "both"
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Where the prompts come from."""
+
+    prompt: Annotated[
+        Names, Option(help="A prompt; may be given several times.", rich_help_panel=_PROMPTS)
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Prompts from .txt (a line each), .json, .jsonl, .csv or .parquet.",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None
+    column: Annotated[
+        str | None,
+        Option(help="Column of FILE.", show_default='"prompt" or "text"', rich_help_panel=_PROMPTS),
+    ] = None
+    chat: Annotated[
+        bool,
+        Option("--chat", help="Use the tokenizer's chat template.", rich_help_panel=_PROMPTS),
+    ] = False
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model is loaded."""
+
+    dtype: Annotated[
+        str | None, Option(help="float32, bfloat16, float16, auto...", rich_help_panel=_MODEL)
+    ] = None
+    attn_implementation: Annotated[
+        str | None, Option(help="eager, sdpa, flash_attention_2...", rich_help_panel=_MODEL)
+    ] = None
+    device_map: Annotated[
+        str | None, Option(help="cpu, cuda, npu, auto...", rich_help_panel=_MODEL)
+    ] = None
+    revision: Annotated[
+        str | None, Option(help="Branch, tag or commit on the hub.", rich_help_panel=_MODEL)
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        Option("--trust-remote-code", help="Run the model's own code.", rich_help_panel=_MODEL),
+    ] = False
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How tokens are chosen."""
+
+    max_new_tokens: Annotated[
+        int, Option(min=1, help="Tokens to generate at most.", rich_help_panel=_GENERATION)
+    ] = 16
+    do_sample: Annotated[
+        bool, Option("--do-sample", help="Draw tokens at random.", rich_help_panel=_GENERATION)
+    ] = False
+    temperature: Annotated[float | None, Option(rich_help_panel=_GENERATION)] = None
+    top_k: Annotated[int | None, Option(rich_help_panel=_GENERATION)] = None
+    top_p: Annotated[float | None, Option(rich_help_panel=_GENERATION)] = None
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Return what `generate()` takes.
+
+        Raises:
+            ConfigError: an option of sampling without sampling, which would do nothing.
+        """
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        kwargs = {name: value for name, value in given.items() if value is not None}
+        idle = [n for n in ("temperature", "top_k", "top_p") if n in kwargs and not self.do_sample]
+        if idle:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+            msg = f"{names}: without --do-sample the likeliest token is taken. Add --do-sample."
+            raise ConfigError(msg)
+        return kwargs
+
+
+@dataclass(frozen=True)
+class DumpOptions:
+    """The fields of DumpConfig; None means that the option was not given."""
+
+    dump_path: Annotated[
+        Path | None,
+        Option(
+            "--dump",
+            "--dump-path",
+            metavar="FOLDER",
+            help="Where to.",
+            show_default="hf_dump_<time>",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    token_range: Annotated[
+        str | None,
+        Option(
+            help='Tokens, such as "0-3,8" or "all".',
+            show_default="0, the prefill",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    statistics: Annotated[
+        Kept | None,
+        Option(help="Kept of each tensor.", show_default="tensors", rich_help_panel=_DUMP),
+    ] = None
+    layer_name: Annotated[
+        Names,
+        Option(
+            metavar="NAME",
+            help='Modules by name, such as "model.layers.*.mlp"; may be repeated.',
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    module_list: Annotated[
+        Names,
+        Option(
+            metavar="CLASS",
+            help="Modules by class, such as Linear; may be repeated.",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    tensor_part: Annotated[
+        int | None,
+        Option(
+            metavar="0|1|2",
+            help="0 inputs, 1 outputs, 2 both.",
+            show_default="2",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    device_id: Annotated[
+        int | None, Option(help="Only what lies on this accelerator.", rich_help_panel=_DUMP)
+    ] = None
+    dump_last_logits: Annotated[
+        bool | None,
+        Option(
+            "--dump-last-logits",
+            help="Only logits, scores and chosen ids.",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, Option(help="Compute deterministically from it.", rich_help_panel=_DUMP)
+    ] = None
+    overwrite: Annotated[
+        bool | None,
+        Option(
+            "--overwrite",
+            help="Replace another dump in FOLDER.",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    no_hash_weights: Annotated[
+        bool,
+        Option(
+            "--no-hash-weights",
+            help="Save time: do not hash the weights into the manifest.",
+            rich_help_panel=_DUMP,
+        ),
+    ] = False
+    config: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE.json",
+            help="Fields of DumpConfig; options win over it.",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    # Documented options of later releases: taken, so that DumpConfig can say so, but not listed.
+    mode: Annotated[Names, Option(hidden=True)] = None
+    api_list: Annotated[Names, Option(hidden=True)] = None
+    analyze: Annotated[bool | None, Option(hidden=True)] = None
+    dump_weight: Annotated[bool | None, Option(hidden=True)] = None
+    dump_kv_cache: Annotated[bool | None, Option(hidden=True)] = None
+    layout: Annotated[str | None, Option(hidden=True)] = None
+    max_bytes: Annotated[int | None, Option(hidden=True)] = None
+    on_error: Annotated[str | None, Option(hidden=True)] = None
+    durable: Annotated[bool | None, Option(hidden=True)] = None
+    allow_eager: Annotated[bool | None, Option(hidden=True)] = None
+
+    def to_config(self) -> "DumpConfig":
+        """Return the configuration: what the file says, then what the options say.
+
+        Raises:
+            ConfigError: the file cannot be read, or a value cannot be meant.
+        """
+        from hf_dumper.config import DumpConfig
+
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        file = given.pop("config")
+        kept = given.pop("statistics")
+        given["hash_weights"] = False if given.pop("no_hash_weights") else None
+        values = _read_json(file) if file is not None else {}
+        values |= {name: value for name, value in given.items() if value not in (None, [])}
+        if kept is not None:
+            values["dump_statistics_mode"] = list(Kept).index(kept)
+        return DumpConfig.from_dict(values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"Cannot read {str(path)!r}: {error.strerror}."
+        raise ConfigError(msg) from error
+    except ValueError as error:
+        msg = f"{path} is no JSON: {error}. Write it as DumpConfig.to_dict() does."
+        raise ConfigError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{path} holds {type(values).__name__}, not an object of DumpConfig's fields."
+        raise ConfigError(msg)
+    return values
+
+
+def flat(function: Callable[..., int]) -> Callable[..., int]:
+    """Let a command take dataclasses of options; typer is shown one parameter per field."""
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    shown: list[Parameter] = []
+    for parameter in signature(function).parameters.values():
+        cls = groups.get(parameter.name)
+        shown += _parameters(cls) if cls else [parameter.replace(annotation=hints[parameter.name])]
+
+    @wraps(function)
+    def command(**values: Any) -> int:
+        for name, cls in groups.items():
+            values[name] = cls(**{f.name: values.pop(f.name) for f in fields(cls)})
+        return function(**values)
+
+    keyword = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in shown]
+    command.__signature__ = Signature(keyword)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in keyword}
+    del command.__wrapped__  # or typer would look through to the function
+    return command
+
+
+def _parameters(cls: Any) -> list[Parameter]:
+    hints = get_type_hints(cls, include_extras=True)
+    return [
+        Parameter(
+            f.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if f.default is MISSING else f.default,
+            annotation=hints[f.name],
+        )
+        for f in fields(cls)
+    ]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Dump = Annotated[Path, typer.Argument(help="Folder of the dump.", show_default=False)]

@@ -1,0 +1,266 @@
+"""`hf-dumper run`: prompts through a model, dumped."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from hf_dumper.cli.failures import DONE, FAILED
+from hf_dumper.cli.options import (
+    DumpOptions,
+    GenerationOptions,
+    Json,
+    ModelOptions,
+    PromptOptions,
+    flat,
+)
+from hf_dumper.cli.terminal import Work, calm, print_json, stdout
+from hf_dumper.errors import ConfigError, DumpWriteError, EmptyDumpError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_dumper.config import DumpConfig
+    from hf_dumper.diagnose import SelfCheck
+    from hf_dumper.prompts import Prompt
+    from hf_dumper.report.terminal import IndexedReader
+    from hf_dumper.runner import PromptResult
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder, repository on the hub, or the word demo for the embedded model.",
+        show_default=False,
+    ),
+]
+SelfChecked = Annotated[
+    bool,
+    typer.Option(
+        "--self-check",
+        help="First prove, on the first prompt, that dumping changes no bit of tokens and logits.",
+    ),
+]
+
+
+@flat
+def run(
+    model: Model,
+    prompts: PromptOptions,
+    generation: GenerationOptions,
+    dump: DumpOptions,
+    loading: ModelOptions,
+    self_check: SelfChecked = False,
+    json: Json = False,
+) -> int:
+    """Generate from prompts and dump what happens inside the model."""
+    kwargs = generation.to_kwargs()
+    config = place(dump.to_config())
+    asked = _prompts(prompts)
+    from hf_dumper.cli.models import load_model
+
+    loaded, tokenizer = load_model(model, loading)
+    console = Console(quiet=True) if json else stdout()
+    with calm():
+        check = None
+        if self_check:
+            check = _check(loaded, tokenizer, asked[0], config, kwargs | {"chat": prompts.chat})
+            _tell_check(console, check)
+        results = dump_all(
+            loaded, tokenizer, asked, config, console, check=check, chat=prompts.chat, **kwargs
+        )
+    return finish(config, results, check, console, as_json=json)
+
+
+def place(config: "DumpConfig") -> "DumpConfig":
+    """Return the configuration with a path, after a first look at whether it can be written.
+
+    The look comes before the model is loaded, which may take minutes.
+
+    Raises:
+        DumpWriteError: the folder surely cannot be made or written.
+    """
+    path = Path(config.dump_path or f"hf_dump_{datetime.now():%Y%m%d_%H%M%S}").expanduser()
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        msg = f"Cannot write {str(path)!r}: {str(there)!r} is a file. Choose another --dump."
+        raise DumpWriteError(msg)
+    if not os.access(there, os.W_OK | os.X_OK):
+        msg = f"Cannot write {str(path)!r}: no permission in {str(there)!r}. Choose another --dump."
+        raise DumpWriteError(msg)
+    return replace(config, dump_path=path)
+
+
+def dump_all(
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    prompts: "list[Prompt]",
+    config: "DumpConfig",
+    console: Console,
+    *,
+    check: "SelfCheck | None" = None,
+    **options: Any,
+) -> "list[PromptResult]":
+    """Dump every prompt and print each answer as it comes.
+
+    An error gets a note that says what is on disk already.
+    """
+    from hf_dumper.model import register_hook
+    from hf_dumper.runner import each_prompt
+
+    results: list[PromptResult] = []
+    most = options["max_new_tokens"]
+    with _told(config, results), register_hook(model, config, tokenizer=tokenizer) as session:
+        if check is not None:
+            session.note("self_check", check.to_dict())
+        with Work(f"Dumping to {config.dump_path}") as work:
+
+            def on_token(index: int, tokens: int) -> None:
+                work.update(index * most + tokens, len(prompts) * most)
+
+            for result in each_prompt(model, tokenizer, prompts, on_progress=on_token, **options):
+                results.append(result)
+                with work.aside():
+                    console.print(_answer(result))
+    return results
+
+
+def finish(
+    config: "DumpConfig",
+    results: "list[PromptResult]",
+    check: "SelfCheck | None",
+    console: Console,
+    *,
+    as_json: bool,
+) -> int:
+    """Print what is in the dump and how to open it; return the exit status."""
+    from hf_dumper.report.terminal import IndexedReader, summary
+    from hf_dumper.store import open_dump
+
+    path = Path(str(config.dump_path))
+    with open_dump(path) as reader:
+        assert isinstance(reader, IndexedReader)
+        runs = [summary(reader, r.run) for r in results if r.run is not None]
+        if as_json:
+            print_json(_as_dict(path, runs, check))
+        else:
+            console.print()
+            _tell_dump(console, reader, runs)
+    whole = len(runs) == len(results) and all(run["complete"] for run in runs)
+    return DONE if whole and (check is None or check.identical) else FAILED
+
+
+def _prompts(options: PromptOptions) -> "list[Prompt]":
+    from hf_dumper.prompts.files import load_prompts
+    from hf_dumper.prompts.prompt import Prompt
+
+    if bool(options.prompt) == bool(options.prompts):
+        msg = "Give either --prompt TEXT, once or several times, or --prompts FILE."
+        raise ConfigError(msg)
+    if options.prompt:
+        if options.column:
+            msg = "--column is about --prompts FILE, which is not given."
+            raise ConfigError(msg)
+        return [Prompt(str(i), text=text) for i, text in enumerate(options.prompt)]
+    assert options.prompts is not None
+    path = options.prompts.expanduser()
+    with Work(f"Reading {path}"):
+        return load_prompts(path, column=options.column, chat=options.chat)
+
+
+def _check(
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    prompt: "Prompt",
+    config: "DumpConfig",
+    options: dict[str, Any],
+) -> "SelfCheck":
+    from hf_dumper.diagnose import self_check
+    from hf_dumper.prompts import encode
+
+    chat = options.pop("chat")
+    with Work("Self-check"):
+        inputs = encode(tokenizer, prompt, chat)
+        moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        return self_check(model, moved, config, **options)
+
+
+@contextmanager
+def _told(config: "DumpConfig", results: "list[PromptResult]") -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if results and not isinstance(error, EmptyDumpError):
+            count = f"{len(results)} prompt" + ("s" if len(results) > 1 else "")
+            error.add_note(f"The {count} before that can be read: {_inspect(config.dump_path)}")
+        raise
+
+
+def _inspect(path: object) -> str:
+    return f"hf-dumper inspect {quoted(path)}"
+
+
+def quoted(path: object) -> str:
+    """Return a path as a shell takes it."""
+    from shlex import quote
+
+    return quote(str(path))
+
+
+def _answer(result: "PromptResult") -> Text:
+    from hf_dumper.report.terminal import printable
+
+    run = "not dumped" if result.run is None else f"run {result.run}"
+    line = Text.assemble((f"{run}  ", "dim"), printable(result.prompt.shown))
+    if result.text is not None:
+        line.append(" → ", "dim").append(printable(result.text), "green")
+    return line
+
+
+def _tell_check(console: Console, check: "SelfCheck") -> None:
+    from hf_dumper.report.terminal import self_check_line
+
+    style = "green" if check.identical else "bold red"
+    console.print(Text(f"Self-check {self_check_line(check.to_dict())}.", style))
+    console.print()
+
+
+def _tell_dump(console: Console, reader: "IndexedReader", runs: list[dict[str, Any]]) -> None:
+    from hf_dumper.report.terminal import disk_usage, plural, ranges, size
+
+    files, nbytes = disk_usage(reader.path)
+    tokens = sorted({token for run in runs for token in run["tokens"]})
+    made = max((run["generated"] or 0 for run in runs), default=0)
+    records = sum(run["records"] for run in runs)
+    what = f"{plural(records, 'tensor')} of {plural(len(runs), 'run')}"
+    of = f" of {made}" if made > len(tokens) else ""
+    console.print(f"Dumped {what}: {_tokens(tokens, ranges(tokens))}{of}.")
+    if of and reader.manifest["identity"]["dump_config"]["token_range"] is None:
+        console.print("--token-range all dumps the others, too.", style="dim")
+    for run in runs:
+        if not run["complete"]:
+            console.print(f"Run {run['run']} is INCOMPLETE: {run['incomplete']}", style="red")
+    console.print(f"{size(nbytes)} in {plural(files, 'file')} at {reader.path}", soft_wrap=True)
+    console.print(f"Look into it: {_inspect(reader.path)}", soft_wrap=True)
+
+
+def _tokens(tokens: list[int], shown: str) -> str:
+    if tokens == [0]:
+        return "token 0 (the prefill)"
+    return f"token{'s' if len(tokens) != 1 else ''} {shown}"
+
+
+def _as_dict(path: Path, runs: list[dict[str, Any]], check: "SelfCheck | None") -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "complete": all(run["complete"] for run in runs),
+        "self_check": None if check is None else check.to_dict(),
+        "runs": runs,
+    }

@@ -1,0 +1,134 @@
+"""What the commands say, and how: answers on stdout, progress and warnings on stderr."""
+
+import json
+import math
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from hf_dumper.cli.failures import one_line
+from hf_dumper.errors import DumpWarning
+
+SOON = 1.0
+"""Seconds that work may take before it shows its progress."""
+
+
+def stdout() -> Console:
+    """Return where answers go; nothing in them is markup."""
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; numbers that JSON lacks become the words "nan", "inf" and "-inf"."""
+    print(json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+class Work:
+    """Progress of one piece of work: a bar on stderr once it takes long, nothing in a pipe."""
+
+    def __init__(self, title: str) -> None:
+        """Show nothing yet."""
+        columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30)
+        self._bar = Progress(
+            *columns,
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,  # or answers that are piped elsewhere would end up on stderr
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task(title, total=None, count="")
+        self._lock = threading.Lock()
+        self._shown = False
+        self._timer = threading.Timer(SOON, self._show)
+        self._timer.daemon = True
+
+    def update(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=done, total=total, count=f"{done}/{total}")
+
+    def hide(self) -> None:
+        """Show nothing after all: something else has bars of its own."""
+        self._timer.cancel()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while something else is printed."""
+        with self._lock:
+            if self._shown:
+                self._bar.stop()
+            yield
+            if self._shown:
+                self._bar.start()
+
+    def __enter__(self) -> "Work":
+        """Start the clock."""
+        if sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Take the bar away."""
+        self._timer.cancel()
+        with self._lock:
+            if self._shown:
+                self._bar.stop()
+            self._shown = False
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._timer.finished.is_set():
+                self._shown = True
+                self._bar.start()
+
+
+@contextmanager
+def calm(*, bars: bool = False) -> Iterator[None]:
+    """Keep the libraries quiet and show our own warnings as a line, while the block runs.
+
+    `bars` lets the progress bars of downloads be seen.
+    """
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    levels = [(m, m.get_verbosity()) for m in (logging, hub.logging)]
+    had_bars = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    for module, _ in levels:
+        module.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+        hub.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", DumpWarning)
+            warnings.showwarning = _say
+            yield
+    finally:
+        for module, level in levels:
+            module.set_verbosity(level)
+        if had_bars[0]:
+            logging.enable_progress_bar()
+        if had_bars[1]:
+            hub.enable_progress_bars()
+
+
+def _say(message: Warning | str, *_where: object, **_more: object) -> None:
+    print(f"warning: {one_line(str(message))}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The vocabulary that every layer shares: no I/O, no hooks, no model."""

@@ -1,0 +1,100 @@
+"""Bounded, reusable, page-aligned memory that carries tensors from the hook to the writer.
+
+A hook copies a tensor once, into a span of the current chunk. Full chunks travel to the sink, which
+releases them when their bytes are written or no longer needed; then they are used again, so that a
+long generation touches no new memory. The number of bytes in flight is bounded: `reserve` waits for
+the writer when the bound is reached.
+"""
+
+import ctypes
+import mmap
+import threading
+from typing import NamedTuple
+
+from hf_dumper.errors import DumpWriteError
+
+CHUNK_BYTES = 8 << 20
+MAX_BYTES = 256 << 20
+
+
+class Chunk:
+    """One page-aligned block of memory, filled from the front; `used` bytes of it hold tensors."""
+
+    __slots__ = ("address", "memory", "size", "used")
+
+    def __init__(self, size: int) -> None:
+        """Map `size` bytes of anonymous memory; `address` is where they lie in this process."""
+        self.memory = mmap.mmap(-1, size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.size = size
+        self.used = 0
+
+
+class Span(NamedTuple):
+    """`nbytes` bytes of a chunk, from `offset`."""
+
+    chunk: Chunk
+    offset: int
+    nbytes: int
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes, valid until the chunk is released."""
+        return memoryview(self.chunk.memory)[self.offset : self.offset + self.nbytes]
+
+
+class Arena:
+    """A pool of chunks between one capturing thread and one releasing thread.
+
+    At most `max_bytes` are in flight, plus one tensor when that tensor alone is larger than a
+    chunk.
+    """
+
+    def __init__(self, chunk_bytes: int = CHUNK_BYTES, max_bytes: int = MAX_BYTES) -> None:
+        """Create an empty pool; memory is mapped when it is first needed."""
+        self._chunk_bytes = chunk_bytes
+        self._max_bytes = max(max_bytes, 2 * chunk_bytes)
+        self._free: list[Chunk] = []
+        self._in_flight = 0
+        self._changed = threading.Condition()
+        self._broken: BaseException | None = None
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes of the chunks that were taken and not yet released."""
+        return self._in_flight
+
+    def take(self, nbytes: int) -> Chunk:
+        """Return an empty chunk with room for `nbytes`, waiting for the writer at the bound.
+
+        Raises:
+            DumpWriteError: the releasing side has failed, so that nobody would ever release.
+        """
+        size = max(self._chunk_bytes, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        with self._changed:
+            self._changed.wait_for(lambda: self._broken is not None or self._has_room(size))
+            if self._broken is not None:
+                msg = f"the dump cannot be written: {self._broken}"
+                raise DumpWriteError(msg) from self._broken
+            self._in_flight += size
+            if size == self._chunk_bytes and self._free:
+                return self._free.pop()
+        return Chunk(size)
+
+    def release(self, chunk: Chunk) -> None:
+        """Give a chunk back; its spans must not be read any more."""
+        chunk.used = 0
+        with self._changed:
+            self._in_flight -= chunk.size
+            if chunk.size == self._chunk_bytes:
+                self._free.append(chunk)
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Wake whoever waits in `take`, and refuse from now on: the releasing side has failed."""
+        with self._changed:
+            self._broken = error
+            self._changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        return self._in_flight == 0 or self._in_flight + size <= self._max_bytes

@@ -1,0 +1,118 @@
+"""The drop-in: load a model as an Auto class does, with a dump session on it."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from hf_dumper.capture.facts import Tokenizer
+from hf_dumper.config import DumpConfig
+from hf_dumper.errors import ConfigError
+from hf_dumper.session import DumpSession
+
+DEMO_MODEL = str(Path(__file__).parent / "assets" / "demo_model")
+"""Folder of the small trained Llama that comes with the package."""
+
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+    "code_revision",
+)
+"""Keywords of `from_pretrained` that say where files lie, for the configuration as well."""
+
+
+class DumpingModel:
+    """Loads a model with a dump session at `model.dump`; not a model itself."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | PathLike[str],
+        *,
+        dump_config: DumpConfig | None = None,
+        auto_class: type[Any] | None = None,
+        tokenizer: Tokenizer | None = None,
+        **auto_model_kwargs: Any,
+    ) -> PreTrainedModel:
+        """Return the model that an Auto class returns, dumped from now on.
+
+        Args:
+            name_or_path: Repository on the hub, or a folder.
+            dump_config: What to dump; None means `DumpConfig()`.
+            auto_class: Auto class to load with. None takes causal language model, else sequence to
+                sequence, else base model: the first one that knows the model's configuration.
+            tokenizer: Kept with the dump, and used for the text of prompts and answers.
+            **auto_model_kwargs: What `auto_class.from_pretrained` takes: dtype, device_map,
+                attn_implementation, revision, config, num_hidden_layers and so on.
+
+        Raises:
+            ConfigError: `dump_config` is not a DumpConfig.
+        """
+        config = DumpConfig() if dump_config is None else _checked(dump_config)
+        loader = auto_class or pick_auto_class(name_or_path, auto_model_kwargs)
+        model = loader.from_pretrained(name_or_path, **auto_model_kwargs)
+        DumpSession(model, config, tokenizer=tokenizer)
+        return model  # type: ignore[no-any-return]
+
+
+def register_hook(
+    model: torch.nn.Module,
+    config: DumpConfig,
+    hook_type: Literal["dump_data"] = "dump_data",
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> DumpSession:
+    """Dump any module from now on; returns the armed session, which is a context manager too.
+
+    Args:
+        model: The module whose forwards and `generate()` calls become runs.
+        config: What to dump.
+        hook_type: "dump_data", the only one there is.
+        tokenizer: Kept with the dump, and used for the text of prompts and answers.
+
+    Raises:
+        ConfigError: another `hook_type`, or `config` is not a DumpConfig.
+    """
+    if hook_type != "dump_data":
+        msg = f"hook_type must be 'dump_data', not {hook_type!r}."
+        raise ConfigError(msg)
+    return DumpSession(model, _checked(config), tokenizer=tokenizer)
+
+
+def _checked(config: DumpConfig) -> DumpConfig:
+    if not isinstance(config, DumpConfig):
+        msg = f"dump_config must be a DumpConfig, not {type(config).__name__}."
+        raise ConfigError(msg)
+    return config
+
+
+def pick_auto_class(name_or_path: str | PathLike[str], options: dict[str, Any]) -> type[Any]:
+    """Return the Auto class for a model: causal LM, else sequence to sequence, else base model.
+
+    An encoder-decoder is loaded whole, though some, such as BART, have a causal LM class as well.
+    """
+    config = options.get("config")
+    if not isinstance(config, PretrainedConfig):
+        hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS}
+        config = AutoConfig.from_pretrained(config or name_or_path, **hub)
+    remote = getattr(config, "auto_map", None) or {}
+    classes = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    for auto in reversed(classes) if getattr(config, "is_encoder_decoder", False) else classes:
+        if type(config) in auto._model_mapping or auto.__name__ in remote:
+            return auto
+    return AutoModel

@@ -1,0 +1,50 @@
+"""Prompts to token ids."""
+
+from typing import Any, cast
+
+import torch
+
+from hf_dumper.errors import PromptError
+from hf_dumper.prompts.prompt import Messages, Prompt
+
+
+def encode(tokenizer: Any, prompt: Prompt, chat: bool = False) -> dict[str, torch.Tensor]:
+    """Return the tensors [1, length] that `generate()` takes for a prompt.
+
+    With `chat` the prompt goes through the tokenizer's chat template, up to where the assistant
+    begins to speak; a text is then what the user says.
+
+    `token_type_ids` are left out: `generate()` refuses them where the model takes none, and the
+    zeros that a single text gets are the default where it does.
+
+    Raises:
+        PromptError: messages without `chat`, a tokenizer without a template, messages that the
+            template refuses, or a prompt of no tokens.
+    """
+    if chat:
+        encoded = _apply_template(tokenizer, prompt)
+    elif prompt.text is None:
+        msg = f"Prompt {prompt.id!r} is a conversation. Turn it into text with chat=True (--chat)."
+        raise PromptError(msg)
+    else:
+        encoded = tokenizer(prompt.text, return_tensors="pt")
+    tensors = {name: value for name, value in encoded.items() if name != "token_type_ids"}
+    if not tensors["input_ids"].numel():
+        msg = f"Prompt {prompt.id!r} has no tokens; write some text into it."
+        raise PromptError(msg)
+    return tensors
+
+
+def _apply_template(tokenizer: Any, prompt: Prompt) -> dict[str, torch.Tensor]:
+    if not getattr(tokenizer, "chat_template", None):
+        msg = "This tokenizer has no chat template. Leave chat (--chat) out, or take a chat model."
+        raise PromptError(msg)
+    messages: Messages = prompt.messages or [{"role": "user", "content": prompt.text}]
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    except Exception as error:  # a template is a program of the tokenizer's maker: anything
+        msg = f"The chat template refuses prompt {prompt.id!r}: {str(error) or repr(error)}"
+        raise PromptError(" ".join(msg.split())) from error
+    return cast("dict[str, torch.Tensor]", encoded)

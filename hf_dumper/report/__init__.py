@@ -1,0 +1,1 @@
+"""Dumps as text: for a terminal, a pipe or a notebook."""

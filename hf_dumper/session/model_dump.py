@@ -1,0 +1,98 @@
+"""The dump of one model on disk: what it is a dump of, and the runs that go into it."""
+
+import itertools
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_dumper.capture.facts import Tokenizer
+from hf_dumper.capture.manifest import describe_model, fingerprint, module_tree
+from hf_dumper.config import BOTH, STATISTICS, TENSORS, DumpConfig
+from hf_dumper.core.arena import Arena
+from hf_dumper.core.types import Batch, RunInfo, RunResult
+from hf_dumper.store import BackgroundSink, DirectorySink
+
+
+class ModelDump:
+    """Creates the folder, keeps its manifest true to the model, and takes the runs.
+
+    Attributes:
+        path: Folder of the dump.
+        arena: Where the bytes of its batches live until they are written.
+
+    Raises:
+        DumpIdentityError: the folder holds a dump of something else.
+        DumpFormatError: the folder is not empty and is no dump.
+        DumpWriteError: the folder cannot be written.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, config: DumpConfig, tokenizer: Tokenizer | None
+    ) -> None:
+        """Create the folder with its manifest."""
+        self.path = Path(config.dump_path or fresh_folder("hf_dump"))
+        self.arena = Arena()
+        self._model = model
+        self._config = config
+        self._tokenizer = tokenizer
+        self._runs = 0
+        self._prepare(overwrite=config.overwrite)
+
+    def open_run(self, run: RunInfo) -> int:
+        """Open a run and return its number.
+
+        Raises:
+            DumpIdentityError: the parameters changed, and the dump holds runs of them as they were.
+            DumpWriteError: the folder cannot be written.
+        """
+        if fingerprint(self._model) != self._fingerprint:
+            self._prepare(overwrite=not self._runs and self._is_new)
+        self._sink.open_run(run)
+        self._runs += 1
+        return self._directory.run
+
+    def write(self, batch: Batch) -> None:
+        """Take a batch of the open run."""
+        self._sink.write(batch)
+
+    def commit_run(self, result: RunResult) -> None:
+        """End the run; it is on disk when this returns.
+
+        Raises:
+            DumpWriteError: it could not be written whole.
+        """
+        self._sink.commit_run(result)
+
+    def note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Add a fact to the manifest, outside of its identity."""
+        self._directory.note(name, value)
+
+    def close(self) -> None:
+        """End an open run as incomplete."""
+        self._sink.close()
+
+    def _prepare(self, *, overwrite: bool) -> None:
+        self._is_new = overwrite or not (self.path / "manifest.json").exists()
+        mode = self._config.dump_statistics_mode
+        self._fingerprint = fingerprint(self._model)
+        self._directory = DirectorySink(
+            self.path,
+            describe_model(self._model, self._config.to_dict()),
+            tree=module_tree(self._model),
+            tensors=mode in (TENSORS, BOTH),
+            statistics=mode in (STATISTICS, BOTH),
+            overwrite=overwrite,
+        )
+        self._sink = BackgroundSink(self._directory, self.arena)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(str(self.path / "tokenizer"))
+
+
+def fresh_folder(stem: str) -> Path:
+    """Return a folder name in the working directory that is not taken: `<stem>_<date>_<time>`."""
+    name = f"{stem}_{datetime.now():%Y%m%d_%H%M%S}"
+    numbered = (Path(f"{name}_{i}") if i else Path(name) for i in itertools.count())
+    return next(path for path in numbered if not path.exists())

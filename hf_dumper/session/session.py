@@ -1,0 +1,377 @@
+"""A session: one model, one configuration, one dump."""
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self, cast
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from hf_dumper.capture.facts import (
+    Tokenizer,
+    decode,
+    forward_facts,
+    input_facts,
+    prompt_facts,
+    result_facts,
+)
+from hf_dumper.capture.generation import DumpLogitsProcessor, DumpStoppingCriteria
+from hf_dumper.capture.guard import GenerateCall, ModelGuard
+from hf_dumper.capture.modes import disable_compilation, plan_generation, refuse_compiled
+from hf_dumper.capture.observer import Observer
+from hf_dumper.capture.seeding import determinism_facts, seeded
+from hf_dumper.capture.targets import select_modules
+from hf_dumper.config import INPUTS, OUTPUTS, DumpConfig
+from hf_dumper.core.selection import parse_tokens
+from hf_dumper.core.types import SKIPPED, RunInfo, RunResult
+from hf_dumper.errors import (
+    CaptureError,
+    DumpIncompleteWarning,
+    DumpWriteError,
+    EmptyDumpError,
+    TokenNeverReachedWarning,
+)
+from hf_dumper.session.model_dump import ModelDump
+
+
+class DumpSession:
+    """Dumps every run of a model until it is closed; also a context manager.
+
+    A run is one `generate()` of the model, or one bare forward outside of it, and lies complete on
+    disk when that call returns. Hooks read and never write: tokens and logits are those of the
+    plain model.
+
+    Attributes:
+        config: What is dumped.
+
+    Raises:
+        SelectionError: `config` selects no module.
+        CompiledModelError: the model is compiled already.
+        DumpIdentityError: the dump's folder holds a dump of something else.
+        DumpWriteError: the folder cannot be written.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, config: DumpConfig, *, tokenizer: Tokenizer | None = None
+    ) -> None:
+        """Check the selection, create the dump's folder and arm the hooks."""
+        refuse_compiled(model)
+        self.config = config
+        self._model = model
+        self._tokenizer = tokenizer
+        self._tokens = parse_tokens(config.token_range)
+        modules = [] if config.dump_last_logits else select_modules(model, config)
+        self._observer = Observer(model, modules, self._tokens, last_logits=config.dump_last_logits)
+        self._observer.state.inputs = config.tensor_part != OUTPUTS
+        self._observer.state.outputs = config.tensor_part != INPUTS
+        self._observer.state.device = config.device_id
+        self._processor = DumpLogitsProcessor(self._on_scores)
+        self._criteria = DumpStoppingCriteria(self._on_token)
+        self._runs: list[int] = []
+        self._stored = 0
+        self._paused = 0
+        self._lost = False
+        self._scope: ExitStack | None = None
+        self._thread: int | None = None
+        self._depth = 0
+        self._hooks = ExitStack()
+        self._closed = False
+        self._dump = ModelDump(model, config, tokenizer)
+        self._guard = ModelGuard.of(model)
+        self._guard.join(self)
+        self.arm()
+        model.__dict__["dump"] = self
+
+    @property
+    def path(self) -> Path:
+        """Folder of the dump."""
+        return self._dump.path
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Numbers of the runs that this session dumped, in order."""
+        return tuple(self._runs)
+
+    @property
+    def last_run(self) -> int | None:
+        """Number of the latest run, None before the first."""
+        return self._runs[-1] if self._runs else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is over and the model plain again."""
+        return self._closed
+
+    @property
+    def logits_processor(self) -> LogitsProcessorList:
+        """Half of what follows `generate()`; pass it, or let the session add it."""
+        return LogitsProcessorList([self._processor])
+
+    @property
+    def stopping_criteria(self) -> StoppingCriteriaList:
+        """The other half; it never stops a generation."""
+        return StoppingCriteriaList([self._criteria])
+
+    def summary(self) -> dict[str, Any]:
+        """Return the path, the runs and how many records they hold."""
+        return {
+            "path": str(self.path),
+            "runs": self.runs,
+            "records": self._stored,
+            "closed": self._closed,
+        }
+
+    def note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Add a JSON-ready fact about the whole dump to its manifest, outside of its identity."""
+        self._dump.note(name, value)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Dump nothing while the block runs; the hooks stay.
+
+        Raises:
+            CaptureError: a run is in progress.
+        """
+        if self._scope is not None:
+            msg = "Cannot pause in the middle of a run; pause before generate()."
+            raise CaptureError(msg)
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    def close(self) -> None:
+        """Take everything off the model; safe to call twice.
+
+        Raises:
+            EmptyDumpError: not one record was dumped.
+        """
+        if self._release() and not self._stored:
+            raise EmptyDumpError(self._why_empty())
+
+    def __enter__(self) -> Self:
+        """Return the session, which is armed already."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; an error that is under way is not replaced by that of an empty dump."""
+        if kind is None:
+            self.close()
+        else:
+            self._release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be copied with something else that refers to it."""
+        msg = "A DumpSession cannot be copied or pickled; the dumped model can."
+        raise CaptureError(msg)
+
+    # --- what the guard asks ---------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Put the hooks on the model: the clock first, then the taps, the end of the run last."""
+        root = self._model
+        before = root.register_forward_pre_hook(self._before_root, with_kwargs=True)
+        self._hooks.enter_context(before)
+        self._observer.attach(self._hooks)
+        after = root.register_forward_hook(self._after_root, with_kwargs=True, always_call=True)
+        self._hooks.enter_context(after)
+
+    def disarm(self) -> None:
+        """Take the hooks off the model."""
+        self._hooks.close()
+
+    @contextmanager
+    def watch_generate(self, call: GenerateCall) -> Iterator[Callable[[Any], None]]:
+        """Dump one `generate()` call as a run."""
+        if self._paused:
+            yield lambda _result: None
+            return
+        plan = plan_generation(call)
+        refuse_compiled(self._model)
+        disable_compilation(call)
+        call.add("logits_processor", self._processor)
+        call.add("stopping_criteria", self._criteria)
+        facts: dict[str, Any] = {"generation_config": dict(plan.options)}
+        expected = self._expected(plan.max_new_tokens)
+        if not self._begin_run("generate", prompt_facts(call.values, self._tokenizer), expected):
+            yield lambda _result: None
+            return
+        self._observer.start_generation(plan.eos)
+        error: BaseException | None = None
+        try:
+            yield lambda result: facts.update(self._result(result))
+        except BaseException as raised_error:
+            error = raised_error
+            raise
+        finally:
+            self._end_run(facts, error)
+        self._warn_missed(facts.get("generated_tokens"))
+
+    # --- hooks and callbacks ---------------------------------------------------------------------
+
+    def _before_root(
+        self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if self._paused:
+            return
+        if self._scope is not None and self._thread != threading.get_ident():
+            msg = "Another thread runs the model while it is being dumped; use one thread."
+            raise CaptureError(msg)
+        self._depth += 1
+        if self._depth > 1 and not self._was_interrupted():
+            return
+        if self._scope is None:
+            if not self._begin_run("forward", forward_facts(args, kwargs), self._expected(1)):
+                return
+            self._observer.start_forward()
+        self._observer.before_root(args, kwargs)
+
+    def _after_root(self, _module: torch.nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        if not self._depth or (self._thread or 0) != threading.get_ident():
+            return
+        self._depth -= 1
+        if self._depth or self._scope is None:
+            return
+        self._observer.after_root(output)
+        if not self._observer.clock.generating:
+            # An always-called hook is given None for the output of a forward that raised.
+            self._end_run({}, sys.exc_info()[1] if output is None else None)
+
+    def _was_interrupted(self) -> bool:
+        """End a bare forward that left no trace, so that this one is not taken for a part of it.
+
+        torch calls no hook when a forward ends in a KeyboardInterrupt.
+        """
+        frame, depth = sys._getframe(1), 0
+        while frame is not None and depth < 2:
+            depth += frame.f_code.co_name == "_call_impl" and frame.f_locals["self"] is self._model
+            frame = cast("FrameType", frame.f_back)
+        if depth > 1:
+            return False
+        self._end_run({}, CaptureError("the forward was interrupted"))
+        self._depth = 1
+        return True
+
+    def _on_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> None:
+        if self._follows():
+            self._observer.see_scores(ids, scores)
+
+    def _on_token(self, ids: torch.Tensor) -> None:
+        if self._follows():
+            self._observer.see_token(ids)
+
+    def _follows(self) -> bool:
+        """Tell whether a callback belongs to a run.
+
+        Raises:
+            CaptureError: a generation that the session cannot see, such as `cls.generate(model)`.
+        """
+        if self._closed or self._paused or self._lost:
+            return False
+        if self._scope is None:
+            msg = "The session's callbacks run outside of model.generate(), which it watches."
+            raise CaptureError(msg)
+        return True
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def _begin_run(self, kind: str, prompt: Mapping[str, Any], expected: int) -> bool:
+        """Open a run; False when it cannot be written, which is a warning and no more."""
+        self._lost = False
+        scope = ExitStack()
+        if self.config.seed is not None:
+            scope.enter_context(seeded(self.config.seed))
+        try:
+            run = self._dump.open_run(RunInfo(-1, kind, determinism_facts(), prompt, expected))
+        except DumpWriteError as error:
+            scope.close()
+            self._lost = True
+            self._warn_incomplete("A run is not dumped at all", error)
+            return False
+        self._scope, self._thread = scope, threading.get_ident()
+        self._runs.append(run)
+        self._observer.open_run(run, self._dump.arena, self._dump.write)
+        return True
+
+    def _end_run(self, facts: Mapping[str, Any], error: BaseException | None) -> None:
+        """Write the run out; what went wrong is a warning and is written into the run."""
+        observer, scope = self._observer, self._scope
+        if scope is None:
+            return
+        observer.close_run()
+        snapshot = observer.state.snapshot
+        cause = error or observer.failure
+        reason = None if cause is None else f"{type(cause).__name__}: {cause}"
+        inputs = observer.inputs
+        described = {} if inputs is None else input_facts(self._model, inputs)
+        counts = {**snapshot.counts, "skipped_by_reason": dict(snapshot.skipped), "discarded": 0}
+        self._stored += snapshot.counts.total() - snapshot.counts[SKIPPED]
+        self._depth = 0
+        self._scope = self._thread = None
+        scope.close()
+        try:
+            self._dump.commit_run(RunResult({**facts, "inputs": described}, counts, reason))
+        except DumpWriteError as failure:
+            observer.failure = failure
+        if observer.failure is not None:
+            self._warn_incomplete(
+                f"Run {self.last_run} in {self.path} is incomplete", observer.failure
+            )
+
+    def _result(self, result: Any) -> dict[str, Any]:
+        facts = result_facts(result, self._observer.clock.prompt_length)
+        facts["generated_text"] = decode(self._tokenizer, facts["generated_ids"])
+        return facts
+
+    def _expected(self, forwards: int | None) -> int:
+        """Estimate the records of a run, for room in the first shard's header."""
+        tokens = forwards or 16
+        wanted = self._tokens.wanted
+        tokens = tokens if wanted is None else min(tokens, len(wanted))
+        return 3 * max(1, self._observer.tapped) * tokens
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _release(self) -> bool:
+        """Leave the model; False when that was done before."""
+        if self._closed:
+            return False
+        self._closed = True
+        self._end_run({}, CaptureError("the session was closed in the middle of a run"))
+        self.disarm()
+        self._guard.leave(self)
+        self._dump.close()
+        return True
+
+    def _why_empty(self) -> str:
+        if not self._runs:
+            return (
+                f"Nothing was dumped to {str(self.path)!r}: the model did not run before close()."
+            )
+        skipped = self._observer.state.snapshot.skipped
+        seen = f" Skipped in the last run: {dict(skipped)}." if skipped else ""
+        return (
+            f"Nothing was dumped to {str(self.path)!r} in {len(self._runs)} runs: token_range="
+            f"{self.config.token_range!r} was never reached, or nothing selected was called.{seen}"
+        )
+
+    def _warn_missed(self, tokens: int | None) -> None:
+        missed = [] if tokens is None else self._tokens.missed(tokens)
+        if missed:
+            msg = f"Tokens {missed} of token_range were not reached: {tokens} were generated."
+            warnings.warn(msg, TokenNeverReachedWarning, stacklevel=4)
+
+    def _warn_incomplete(self, what: str, error: BaseException) -> None:
+        msg = f"{what}: {error}"
+        warnings.warn(msg, DumpIncompleteWarning, stacklevel=4)

@@ -1,0 +1,18 @@
+"""Records to files and back: sinks that write a dump, and the reader of the native layout."""
+
+from hf_dumper.store.background import BackgroundSink
+from hf_dumper.store.directory import DirectorySink
+from hf_dumper.store.memory import KeptRecord, MemorySink
+from hf_dumper.store.open import READERS, ReaderType, open_dump
+from hf_dumper.store.reader import NativeReader
+
+__all__ = [
+    "READERS",
+    "BackgroundSink",
+    "DirectorySink",
+    "KeptRecord",
+    "MemorySink",
+    "NativeReader",
+    "ReaderType",
+    "open_dump",
+]

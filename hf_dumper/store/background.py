@@ -1,0 +1,97 @@
+"""A sink that lets the model run on while another one writes."""
+
+import threading
+from dataclasses import replace
+from queue import SimpleQueue
+
+from hf_dumper.core.arena import Arena
+from hf_dumper.core.protocols import Sink
+from hf_dumper.core.types import Batch, RunInfo, RunResult
+from hf_dumper.errors import CaptureError, DumpWriteError
+
+
+class BackgroundSink:
+    """Writes batches to `inner` in one thread that lives from `open_run` to `commit_run`.
+
+    The thread gives the chunks of a batch back to the arena when the batch is written. After an
+    error of `inner` it goes on to do so with the batches it drops: a producer that waits for room
+    never hangs, and the arena serves the next run as before. `commit_run` brings the error to the
+    caller's thread; until then `failure` tells a session that capturing more is useless.
+    """
+
+    def __init__(self, inner: Sink, arena: Arena) -> None:
+        """Wrap `inner`; `arena` is where the chunks of the batches come from."""
+        self._inner = inner
+        self._arena = arena
+        self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self.failure: BaseException | None = None
+        self.dropped = 0
+
+    def open_run(self, run: RunInfo) -> None:
+        """Open the run in the caller's thread, then start the writer."""
+        if self._thread:
+            msg = "A run is open already; commit it first."
+            raise CaptureError(msg)
+        self._inner.open_run(run)
+        self.failure, self.dropped = None, 0
+        # A daemon, so that an interpreter which exits in the middle of a run does not wait for it.
+        self._queue = SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._drain, args=(self._queue,), name="hf_dumper writer", daemon=True
+        )
+        self._thread.start()
+
+    def write(self, batch: Batch) -> None:
+        """Queue a batch and return at once; an error of the inner sink surfaces at the commit."""
+        if self._thread is None:
+            msg = "No run is open."
+            raise CaptureError(msg)
+        self._queue.put(batch)
+
+    def commit_run(self, result: RunResult) -> None:
+        """Wait for the writer, then end the run.
+
+        Raises:
+            DumpWriteError: a batch or the commit failed; the run is marked as incomplete then, if
+                that is still possible.
+        """
+        self._join()
+        if self.failure is not None:
+            reasons = [result.incomplete, self._reason(self.failure)]
+            result = replace(result, incomplete="; ".join(filter(None, reasons)))
+        try:
+            self._inner.commit_run(result)
+        except Exception as error:  # whatever a sink raises, the first failure is the one to tell
+            self.failure = self.failure or error
+        if self.failure is not None:
+            raise DumpWriteError(self._reason(self.failure)) from self.failure
+
+    def close(self) -> None:
+        """Stop the writer and close the inner sink, which ends an open run as incomplete."""
+        self._join()
+        self._inner.close()
+
+    def _join(self) -> None:
+        if self._thread:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _drain(self, queue: "SimpleQueue[Batch | None]") -> None:
+        while (batch := queue.get()) is not None:
+            try:
+                if self.failure is None:
+                    self._inner.write(batch)
+                else:
+                    self.dropped += len(batch.records)
+            except BaseException as error:  # kept for commit_run, which is in the caller's thread
+                self.failure = error
+                self.dropped += len(batch.records)
+            finally:
+                for chunk in batch.spent:
+                    self._arena.release(chunk)
+
+    def _reason(self, failure: BaseException) -> str:
+        text = str(failure) or type(failure).__name__
+        return f"{text} ({self.dropped} records were dropped)" if self.dropped else text

@@ -1,0 +1,156 @@
+"""The sink that writes the native layout."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hf_dumper.core.types import Batch, RunInfo, RunResult
+from hf_dumper.errors import CaptureError, DumpError, DumpWriteError
+from hf_dumper.store import layout
+from hf_dumper.store.manifest import add_note, prepare_dump
+from hf_dumper.store.run_writer import RunWriter
+from hf_dumper.store.shards import SHARD_BYTES, ShardSet
+
+
+class DirectorySink:
+    """Writes runs into a dump folder, and creates it.
+
+    `run` is the number of the run that was opened last. A run that is not committed, be it for a
+    kill or an error, can be read up to its last whole forward.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        *,
+        tree: Mapping[str, Any] | None = None,
+        tensors: bool = True,
+        statistics: bool = False,
+        overwrite: bool = False,
+        rank: int = 0,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        """Create or continue the dump at `path`.
+
+        `manifest["identity"]` says what is dumped: runs of different identities never share a
+        dump. `tensors` keeps values, `statistics` computes statistics behind the forward.
+        `overwrite` removes an existing dump, but never a folder that is none. `shard_bytes` is the
+        size at which the next shard begins.
+
+        Raises:
+            DumpIdentityError: the folder holds a dump of something else.
+            DumpFormatError: the folder is not empty and is no dump, or a damaged one.
+            DumpWriteError: the folder cannot be written.
+        """
+        self.path = Path(path)
+        self.run = -1
+        self._tensors = tensors
+        self._statistics = statistics
+        self._rank = rank
+        self._shard_bytes = shard_bytes
+        self._writer: RunWriter | None = None
+        with _writing(self.path):
+            prepare_dump(self.path, manifest, tree, overwrite=overwrite)
+
+    def note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Add a JSON-ready fact to the manifest, beside the identity.
+
+        Raises:
+            CaptureError: the manifest uses the name itself.
+            DumpWriteError: the manifest cannot be written.
+        """
+        with _writing(self.path):
+            add_note(self.path, name, value)
+
+    def open_run(self, run: RunInfo) -> None:
+        """Begin a run under its number, or under the next free one when that is -1.
+
+        Raises:
+            DumpWriteError: the number is taken, or the folder cannot be written.
+        """
+        if self._writer:
+            msg = f"Run {self.run} of {self.path} is still open."
+            raise CaptureError(msg)
+        with _writing(self.path):
+            number = _claim(self.path, run.run)
+            folder = layout.rank_folder(self.path, number, self._rank)
+            folder.mkdir()
+            shards = ShardSet(folder, run.expected_records, self._shard_bytes)
+            self._writer = RunWriter(
+                folder,
+                replace(run, run=number),
+                rank=self._rank,
+                shards=shards if self._tensors else None,
+                statistics=self._statistics,
+            )
+        self.run = number
+
+    def write(self, batch: Batch) -> None:
+        """Write a batch of the open run.
+
+        Raises:
+            DumpWriteError: the folder cannot be written.
+        """
+        with _writing(self.path):
+            self._open_writer().write(batch)
+
+    def commit_run(self, result: RunResult) -> None:
+        """End the run. After an error it stays readable, and marked as not complete.
+
+        Raises:
+            DumpWriteError: the folder cannot be written.
+        """
+        writer = self._open_writer()
+        try:
+            with _writing(self.path):
+                writer.commit(result)
+        finally:
+            self._writer = None
+            writer.close()
+
+    def close(self) -> None:
+        """End an open run as incomplete; may be called twice."""
+        if self._writer:
+            self.commit_run(RunResult({}, {}, incomplete="closed before the run ended"))
+
+    def _open_writer(self) -> RunWriter:
+        if self._writer is None:
+            msg = f"No run of {self.path} is open."
+            raise CaptureError(msg)
+        return self._writer
+
+
+def _claim(path: Path, wanted: int) -> int:
+    runs = path / layout.RUNS
+    runs.mkdir(exist_ok=True)
+    taken = (int(child.name) for child in runs.iterdir() if child.name.isdecimal())
+    number = wanted if wanted >= 0 else max(taken, default=-1) + 1
+    while True:
+        try:
+            layout.run_folder(path, number).mkdir()
+        except FileExistsError:
+            if wanted >= 0:
+                msg = f"Run {wanted} exists in {path} already; run=-1 takes the next free number."
+                raise DumpWriteError(msg) from None
+            number += 1  # another process was quicker
+        else:
+            return number
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the file system says into one line of ours."""
+    try:
+        yield
+    except DumpError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        where = getattr(error, "filename", None) or path
+        msg = f"Cannot write {where}: {reason}"
+        raise DumpWriteError(msg) from error

@@ -1,0 +1,111 @@
+"""Small files written whole or not at all, and files that grow only by whole writes."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hf_dumper.errors import DumpFormatError, DumpNotFoundError
+
+TEMPORARY: Final = ".tmp"
+"""Suffix of files that are being written; one that stays behind after a kill means nothing."""
+
+_MOST_VIEWS: Final = 1024
+"""Buffers that one writev() takes on Linux and macOS."""
+
+
+def temporary(path: Path) -> Path:
+    """Return the name under which `path` is written before it is renamed."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step; what JSON does not know is written as its text."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    unfinished = temporary(path)
+    unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    unfinished.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DumpNotFoundError: there is no such file.
+        DumpFormatError: the file is damaged or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        msg = f"{path} is missing."
+        raise DumpNotFoundError(msg) from error
+    except (OSError, ValueError, RecursionError) as error:
+        msg = f"{path} is damaged: {error}"
+        raise DumpFormatError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"{path} is damaged: it holds {type(value).__name__}, not an object."
+        raise DumpFormatError(msg)
+    return value
+
+
+class GrowingFile:
+    """A file that grows by whole writes: what fails halfway is cut off again.
+
+    Nothing is buffered, so that after a kill the file holds everything that was appended.
+    """
+
+    def __init__(self, path: Path, head: bytes = b"") -> None:
+        """Create the file, which must not exist, with `head` as its first bytes."""
+        self.path = path
+        self.end = 0
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            self.append([memoryview(head)])
+        except BaseException:
+            self.close()
+            path.unlink()
+            raise
+
+    def append(self, views: Sequence[memoryview]) -> None:
+        """Write the views one after the other at the end of the file."""
+        try:
+            written = sum(
+                self._write(views[i : i + _MOST_VIEWS]) for i in range(0, len(views), _MOST_VIEWS)
+            )
+        except BaseException:
+            os.ftruncate(self._fd, self.end)
+            os.lseek(self._fd, self.end, os.SEEK_SET)
+            raise
+        self.end += written
+
+    def overwrite(self, head: bytes) -> None:
+        """Replace the first bytes of the file."""
+        done = 0
+        while done < len(head):
+            done += os.pwrite(self._fd, head[done:], done)
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write(self, views: Sequence[memoryview]) -> int:
+        total = sum(view.nbytes for view in views)
+        left = list(views)
+        missing = total
+        while missing:
+            done = os.writev(self._fd, left)
+            missing -= done
+            if missing:  # a signal, a full disk or the 2 GiB that one call takes at most
+                left = _after(left, done)
+        return total
+
+
+def _after(views: list[memoryview], done: int) -> list[memoryview]:
+    for i, view in enumerate(views):
+        if done < view.nbytes:
+            return [view[done:], *views[i + 1 :]]
+        done -= view.nbytes
+    return []

@@ -1,0 +1,237 @@
+"""The reader of the native layout."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import pyarrow as pa
+import torch
+
+from hf_dumper.core.types import ROOT, SKIPPED, TensorKey
+from hf_dumper.errors import DumpNotFoundError, KeyNotFoundError, NotYetError
+from hf_dumper.store import layout
+from hf_dumper.store.assemble import Part, join, select_row
+from hf_dumper.store.describe import fill_statistics
+from hf_dumper.store.files import read_json
+from hf_dumper.store.keys import check_filters, matching_keys
+from hf_dumper.store.lookup import Row
+from hf_dumper.store.manifest import is_dump, read_manifest
+from hf_dumper.store.mapping import ShardMaps
+from hf_dumper.store.run_reader import RunReader
+from hf_dumper.store.show import as_html, as_text
+
+
+class NativeReader:
+    """A dump of our own, opened.
+
+    Opening reads the manifest; an index is read when its run is first asked for. Tensors are served
+    from memory maps: changing one does not change the file, but later loads see the change.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the dump at `path`.
+
+        Raises:
+            DumpNotFoundError: the folder has no manifest.
+            DumpFormatError: the manifest is damaged or of an unknown version.
+        """
+        self._path = Path(path)
+        self._manifest = read_manifest(self._path)
+        self._runs: dict[int, RunReader] = {}
+        self._maps = ShardMaps()
+
+    @classmethod
+    def detect(cls, path: Path) -> bool:
+        """Tell whether `path` is a dump in the native layout."""
+        return is_dump(path)
+
+    @property
+    def path(self) -> Path:
+        """The folder of the dump."""
+        return self._path
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Identity of what was dumped."""
+        return self._manifest
+
+    def runs(self) -> tuple[int, ...]:
+        """Return the numbers of the runs, ascending; those cut off are among them."""
+        folder = self._path / layout.RUNS
+        if not folder.is_dir():
+            return ()
+        return tuple(sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()))
+
+    def run_info(self, run: int | None = None) -> dict[str, Any]:
+        """Return what is known of a run; `complete` tells whether all of it is there."""
+        return self._run(run).info()
+
+    def keys(self, **filters: Any) -> Iterator[TensorKey]:
+        """Return the keys whose index columns equal the filters, over all runs unless `run` is one.
+
+        Records without a tensor, which were skipped, are left out unless `status` is a filter.
+
+        Raises:
+            KeyNotFoundError: a filter is no column of the index, or cannot have that value.
+        """
+        check_filters(filters)
+        if "module" in filters:
+            filters["module"] = _module(filters["module"])
+        runs = (filters["run"],) if "run" in filters else self.runs()
+        readers = [self._run(run) for run in runs]
+        return chain.from_iterable(matching_keys(reader, filters) for reader in readers)
+
+    def index(self, run: int | None = None) -> pa.Table:
+        """Return the index of a run, all columns."""
+        return self._run(run).index()
+
+    def positions(self, run: int | None = None) -> pa.Table:
+        """Return forward, row, column and position of every token that entered the model."""
+        return self._run(run).positions()
+
+    def statistics(self, run: int | None = None) -> pa.Table:
+        """Return the index with statistics; those not made at capture are made of the bytes."""
+        reader = self._run(run)
+        return fill_statistics(
+            reader.index(), lambda row: self._maps.tensor(reader.folder(row.rank), row)
+        )
+
+    def load(
+        self,
+        module: str,
+        slot: str = "output",
+        token: int = 0,
+        *,
+        run: int | None = None,
+        call: int = 0,
+        forward: int | None = None,
+        row: int | None = None,
+    ) -> torch.Tensor:
+        """Return one tensor of a token; "" and "root" both name the outermost module.
+
+        A token whose prompt was fed in several forwards is joined along its position axis, unless
+        `forward` picks one of them. `row` picks one row of the batch and drops that axis.
+
+        Raises:
+            KeyNotFoundError: there is no such tensor, or its values were not kept.
+        """
+        reader = self._run(run)
+        module = _module(module)
+        wanted: dict[str, int] = {"token": token}
+        if forward is not None:
+            wanted["forward"] = forward
+        rank = min(reader.ranks(), default=0)
+        rows = reader.lookup.find(module, slot, op="", **wanted, call=call, rank=rank)
+        what = f"{module!r} {slot!r} of token {token}"
+        extents = reader.extents if len(rows) > 1 or row is not None else {}
+        part = join(
+            [
+                Part(r.forward, r.axes, self._tensor(reader, r, what), extents.get(r.forward))
+                for r in rows
+            ],
+            what,
+        )
+        return part.tensor if row is None else select_row(part, row, what)
+
+    def load_key(self, key: TensorKey) -> torch.Tensor:
+        """Return the one tensor of a key, also of another rank or inside a function.
+
+        Raises:
+            KeyNotFoundError: there is no such tensor, or its values were not kept.
+        """
+        reader = self._run(key.run)
+        rows = reader.lookup.find(
+            _module(key.module),
+            key.slot,
+            rank=key.rank,
+            forward=key.forward,
+            call=key.call,
+            op=key.op,
+        )
+        return self._tensor(reader, rows[0], f"{key.module!r} {key.slot!r}")
+
+    def tree(self) -> dict[str, Any]:
+        """Return the tree of the model's modules.
+
+        Raises:
+            KeyNotFoundError: the dump has none.
+        """
+        try:
+            return read_json(self._path / layout.MODEL_TREE)
+        except DumpNotFoundError as error:
+            msg = f"{self._path} holds no {layout.MODEL_TREE}."
+            raise KeyNotFoundError(msg) from error
+
+    def trace(self, run: int | None = None) -> NoReturn:
+        """Raise NotYetError: traces of generations come with a later release."""
+        msg = "trace() comes with a later release; run_info() has the ids of prompt and result."
+        raise NotYetError(msg)
+
+    def weights(self) -> NoReturn:
+        """Raise NotYetError: dumped weights come with a later release."""
+        msg = "weights() comes with a later release, together with dump_weight."
+        raise NotYetError(msg)
+
+    def close(self) -> None:
+        """Drop the memory maps and what was read; tensors that were loaded stay valid."""
+        self._maps.close()
+        self._runs.clear()
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the reader."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Return one line that says what is in the dump."""
+        return as_text(self._path, self._manifest, map(self._run, self.runs()))
+
+    def _repr_html_(self) -> str:
+        return as_html(self._path, self._manifest, map(self._run, self.runs()))
+
+    def _run(self, run: int | None) -> RunReader:
+        if run is None:
+            run = self._only_run()
+        if run not in self._runs:
+            if run not in self.runs():
+                msg = f"No run {run!r} in {self._path}. Runs: {_listed(self.runs())}."
+                raise KeyNotFoundError(msg)
+            self._runs[run] = RunReader(self._path, run)
+        return self._runs[run]
+
+    def _only_run(self) -> int:
+        runs = self.runs()
+        if len(runs) != 1:
+            msg = f"{self._path} has {len(runs)} runs: {_listed(runs)}. Pass run=... to choose."
+            raise KeyNotFoundError(msg)
+        return runs[0]
+
+    def _tensor(self, reader: RunReader, row: Row, what: str) -> torch.Tensor:
+        if row.status == SKIPPED:
+            msg = f"{what} was not captured: {row.reason or 'no reason is recorded'}."
+            raise KeyNotFoundError(msg)
+        if row.shard is None:
+            msg = f"{what}: values were not stored, only statistics; see statistics()."
+            raise KeyNotFoundError(msg)
+        return self._maps.tensor(reader.folder(row.rank), row)
+
+
+def _module(name: str) -> str:
+    if name in ("", ROOT):
+        return ROOT
+    return name.removeprefix(f"{ROOT}.")
+
+
+def _listed(runs: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, runs[:12])) or "none"
+    return f"{shown}, ..." if len(runs) > 12 else shown

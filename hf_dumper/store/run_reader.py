@@ -1,0 +1,88 @@
+"""One run being read: committed, still open, or cut off by a kill."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hf_dumper.errors import DumpNotFoundError
+from hf_dumper.store import layout
+from hf_dumper.store.assemble import Extent, extents
+from hf_dumper.store.files import read_json
+from hf_dumper.store.lookup import COLUMNS, Lookup
+from hf_dumper.store.tables import read_parquet, read_stream
+
+
+class RunReader:
+    """The files of one run; `lookup` and `extents` are read once, as they are at that moment."""
+
+    def __init__(self, dump: Path, run: int) -> None:
+        """Read nothing yet."""
+        self.run = run
+        self._dump = dump
+        self._folder = layout.run_folder(dump, run)
+
+    def info(self) -> dict[str, Any]:
+        """Return `run.json`, or what is known of a run that has none."""
+        for name in (layout.RUN, layout.RUN_PARTIAL, layout.RUN):
+            try:
+                return read_json(self._folder / name)
+            except DumpNotFoundError:
+                continue  # a commit may come between two looks, hence the second one
+        return {"run": self.run, "complete": False, "incomplete": "stopped before it began"}
+
+    def ranks(self) -> list[int]:
+        """Return the numbers of the processes that wrote the run."""
+        names = (path.name.removeprefix("rank-") for path in self._folder.glob("rank-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def folder(self, rank: int) -> Path:
+        """Return the folder of a process."""
+        return layout.rank_folder(self._dump, self.run, rank)
+
+    def index(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the named columns, or all, of the index."""
+        return self._table(layout.INDEX, layout.INDEX_SCHEMA, columns)
+
+    def positions(self) -> pa.Table:
+        """Read the positions of the tokens of each forward."""
+        return self._table(layout.POSITIONS, layout.POSITIONS_SCHEMA)
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """The index, arranged for questions."""
+        return Lookup(self.index(COLUMNS), f"run {self.run} of {self._dump}")
+
+    @cached_property
+    def extents(self) -> dict[int, Extent]:
+        """Size of the input of each forward."""
+        return dict(extents(self.positions()))
+
+    def _table(
+        self, name: str, schema: pa.Schema, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        tables = [
+            table
+            for rank in self.ranks()
+            if (table := _read(self.folder(rank), name, schema, columns)) is not None
+        ]
+        if tables:
+            return pa.concat_tables(tables)
+        empty: pa.Table = schema.empty_table()
+        return empty if columns is None else empty.select(list(columns))
+
+
+def _read(
+    folder: Path, name: str, schema: pa.Schema, columns: Sequence[str] | None
+) -> pa.Table | None:
+    done, growing = folder / f"{name}.parquet", folder / f"{name}.partial"
+    for _ in range(2):  # twice, since the run may be committed between two looks
+        if done.exists():
+            return read_parquet(done, schema, columns)
+        with suppress(FileNotFoundError):
+            table = read_stream(growing, schema)
+            return table if columns is None else table.select(list(columns))
+    return None

@@ -1,0 +1,117 @@
+"""The tables of a run on disk: an Arrow stream while it grows, a Parquet file once committed.
+
+A stream is read up to its last whole message, so a kill costs at most the message in flight.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_dumper.errors import DumpError, DumpFormatError
+from hf_dumper.store.files import GrowingFile, temporary
+
+_STRINGS: Final = ("phase", "module", "class", "slot", "param", "op", "axes", "dtype", "device")
+_DICTIONARY: Final = (*_STRINGS, "shard", "status", "reason", "shape.list.element", "nbytes", "run")
+_ENCODINGS: Final = {
+    "seq_in": "DELTA_BINARY_PACKED",
+    "seq_out": "DELTA_BINARY_PACKED",
+    "offset": "DELTA_BINARY_PACKED",
+    "column": "DELTA_BINARY_PACKED",
+    "position": "DELTA_BINARY_PACKED",
+    "tensor": "DELTA_BYTE_ARRAY",
+}
+
+
+class TableStream:
+    """A table that grows by whole batches and survives a kill between any two of them."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Create the file, schema included, in one step."""
+        unfinished = temporary(path)
+        self._file = GrowingFile(unfinished, schema.serialize().to_pybytes())
+        unfinished.rename(path)
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Append a batch; it is in the file when this returns."""
+        self._file.append([memoryview(batch.serialize())])
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        self._file.close()
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Replace a Parquet file in one step."""
+    unfinished = temporary(path)
+    names = table.column_names
+    pq.write_table(
+        table,
+        unfinished,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=[name for name in _DICTIONARY if name.partition(".")[0] in names],
+        column_encoding={name: how for name, how in _ENCODINGS.items() if name in names},
+    )
+    unfinished.replace(path)
+
+
+def read_stream(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read the whole batches of a stream; a torn one at the end is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DumpFormatError: the stream is damaged, or is no table of this schema.
+    """
+    batches = []
+    with _reading(path), pa.memory_map(str(path)) as file:
+        _check(path, pa.ipc.read_schema(file), schema)
+        while (message := _next_message(file)) is not None:
+            batch = pa.ipc.read_record_batch(message, schema)
+            batch.validate(full=True)
+            batches.append(batch)
+    return pa.Table.from_batches(batches, schema)
+
+
+def read_parquet(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the named columns, or all, of a Parquet file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DumpFormatError: the file is damaged, or is no table of this schema.
+    """
+    with _reading(path), pq.ParquetFile(path, memory_map=True) as file:
+        _check(path, file.schema_arrow, schema)
+        table = file.read(columns=None if columns is None else list(columns))
+        table.validate(full=True)
+    return table
+
+
+def _next_message(file: pa.NativeFile) -> pa.ipc.Message | None:
+    try:
+        return pa.ipc.read_message(file)
+    except (EOFError, OSError, pa.ArrowInvalid):
+        # The end, or a message that the end of the file cuts: the writer was stopped inside it.
+        return None
+
+
+def _check(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    if not found.equals(expected):
+        names = [f.name for f in expected if f.name not in found.names or f != found.field(f.name)]
+        msg = f"{path} is no table of this format: columns {names or found.names} differ."
+        raise DumpFormatError(msg)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises about a damaged file, of whatever kind, into an error of ours."""
+    try:
+        yield
+    except (DumpError, FileNotFoundError):
+        raise
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        msg = f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
+        raise DumpFormatError(msg) from error

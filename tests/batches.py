@@ -1,0 +1,103 @@
+"""Makes the batches of synthetic forwards, as the capture side does."""
+
+from typing import Any
+
+import torch
+import xxhash
+
+from hf_dumper.core.arena import Arena, Chunk, Span
+from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Phase, Record, Tick
+
+
+def content(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor in row-major order."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+class BatchMaker:
+    """Collects the records of one forward at a time; `part` and `end` return them as batches."""
+
+    def __init__(self, arena: Arena | None = None) -> None:
+        self.arena = arena or Arena()
+        self._chunk: Chunk | None = None
+        self.begin()
+
+    def begin(self, forward: int = 0, token: int = 0, **tick: Any) -> "BatchMaker":
+        """Begin a forward; `tick` are further fields of its Tick."""
+        phase = Phase.DECODE if token else Phase.PREFILL
+        self.tick = Tick(0, forward, tick.pop("phase", phase), token, **tick)
+        self._all: list[Record] = []
+        self._sent = 0
+        self._spent: list[Chunk] = []
+        return self
+
+    def add(self, module: str, tensor: torch.Tensor, slot: str = "output", **fields: Any) -> int:
+        """Copy a tensor into the arena; return the number of its record."""
+        data = content(tensor)
+        fields |= {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": tuple(tensor.shape),
+            "hash": xxhash.xxh3_64_intdigest(data),
+            "nbytes": len(data),
+            "span": self._copy(data),
+        }
+        return self._keep(module, slot, fields)
+
+    def alias(self, module: str, owner: int, slot: str = "output", **fields: Any) -> int:
+        """Add a record whose bytes are those of an earlier one."""
+        same = self._all[owner]
+        fields |= {name: getattr(same, name) for name in ("dtype", "shape", "hash", "nbytes")}
+        return self._keep(module, slot, fields | {"alias_of": owner, "status": ALIASED})
+
+    def skip(self, module: str, reason: str, slot: str = "output") -> int:
+        """Add a record without bytes."""
+        return self._keep(module, slot, {"status": SKIPPED, "reason": reason})
+
+    def part(self) -> Batch:
+        """Return what was added since the last batch; the forward goes on."""
+        return self._batch(None)
+
+    def end(self, calls: list[tuple[int, int]] | None = None) -> Batch:
+        """Return the last batch of the forward, with the current chunk to give back."""
+        if self._chunk:
+            self._spent.append(self._chunk)
+            self._chunk = None
+        needed = 1 + max((record.call_index for record in self._all), default=-1)
+        return self._batch(calls or [(2 * i, 2 * i + 1) for i in range(needed)])
+
+    def _batch(self, calls: list[tuple[int, int]] | None) -> Batch:
+        records, self._sent = self._all[self._sent :], len(self._all)
+        spent, self._spent = tuple(self._spent), []
+        return Batch(self.tick, records, calls, spent)
+
+    def _copy(self, data: bytes) -> Span:
+        chunk = self._chunk
+        if chunk is None or chunk.used + len(data) > chunk.size:
+            if chunk:
+                self._spent.append(chunk)
+            chunk = self._chunk = self.arena.take(len(data))
+        span = Span(chunk, chunk.used, len(data))
+        span.view[:] = data
+        chunk.used += len(data)
+        return span
+
+    def _keep(self, module: str, slot: str, fields: dict[str, Any]) -> int:
+        plain: dict[str, Any] = {
+            "class_name": "Linear",
+            "param": "",
+            "call": 0,
+            "op": "",
+            "call_index": 0,
+            "axes": "",
+            "dtype": "float32",
+            "shape": (),
+            "device": "cpu",
+            "hash": None,
+            "nbytes": 0,
+            "span": None,
+            "alias_of": None,
+            "status": STORED,
+            "reason": "",
+        }
+        self._all.append(Record(module=module, slot=slot, **plain | fields))
+        return len(self._all) - 1

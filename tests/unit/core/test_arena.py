@@ -1,0 +1,157 @@
+"""Bounded memory between two threads."""
+
+import mmap
+import threading
+
+import pytest
+import torch
+
+from hf_dumper.core.arena import Arena, Chunk, Span
+from hf_dumper.errors import DumpWriteError
+
+PAGE = mmap.PAGESIZE
+
+
+def waiting(action):
+    """Start `action` in a thread; return the thread and what it will have returned or raised."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append(action())
+        except DumpWriteError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def test_a_chunk_is_large_enough():
+    chunk = Arena(PAGE, 8 * PAGE).take(10)
+    assert (chunk.size, chunk.used) == (PAGE, 0)
+
+
+def test_a_larger_tensor_gets_whole_pages():
+    assert Arena(PAGE, 8 * PAGE).take(PAGE + 1).size == 2 * PAGE
+
+
+def test_a_released_chunk_is_used_again():
+    arena = Arena(PAGE, 4 * PAGE)
+    chunk = arena.take(1)
+    chunk.used = 7
+    arena.release(chunk)
+    assert arena.take(1) is chunk
+    assert chunk.used == 0
+
+
+def test_an_oversize_chunk_is_not_kept():
+    arena = Arena(PAGE, 8 * PAGE)
+    big = arena.take(3 * PAGE)
+    arena.release(big)
+    assert arena.take(1) is not big
+
+
+def test_bytes_in_flight_are_counted():
+    arena = Arena(PAGE, 8 * PAGE)
+    first, _second = arena.take(1), arena.take(2 * PAGE)
+    arena.release(first)
+    assert arena.bytes_in_flight == 2 * PAGE
+
+
+def test_the_bound_is_reached_and_not_passed():
+    arena = Arena(PAGE, 3 * PAGE)
+    for _ in range(3):
+        arena.take(1)
+    thread, outcome = waiting(lambda: arena.take(1))
+    thread.join(0.05)
+    assert thread.is_alive()
+    assert not outcome
+    assert arena.bytes_in_flight == 3 * PAGE
+    arena.fail(OSError("end of test"))
+    thread.join(5)
+
+
+def test_a_waiting_take_goes_on_after_a_release():
+    arena = Arena(PAGE, 2 * PAGE)
+    chunk, _other = arena.take(1), arena.take(1)
+    thread, outcome = waiting(lambda: arena.take(1))
+    arena.release(chunk)
+    thread.join(5)
+    assert outcome == [chunk]
+
+
+def test_a_tensor_beyond_the_bound_is_taken_alone():
+    arena = Arena(PAGE, 2 * PAGE)
+    assert arena.take(10 * PAGE).size == 10 * PAGE
+
+
+def test_a_tensor_beyond_the_bound_waits_until_nothing_else_is_in_flight():
+    arena = Arena(PAGE, 2 * PAGE)
+    chunk = arena.take(1)
+    thread, outcome = waiting(lambda: arena.take(10 * PAGE))
+    thread.join(0.05)
+    assert not outcome
+    arena.release(chunk)
+    thread.join(5)
+    assert outcome[0].size == 10 * PAGE
+
+
+def test_the_bound_is_never_less_than_two_chunks():
+    arena = Arena(PAGE, 1)
+    arena.take(1)
+    arena.take(1)
+    assert arena.bytes_in_flight == 2 * PAGE
+
+
+def test_a_failure_wakes_who_waits():
+    arena = Arena(PAGE, 2 * PAGE)
+    arena.take(1)
+    arena.take(1)
+    thread, outcome = waiting(lambda: arena.take(1))
+    arena.fail(OSError("no space left"))
+    thread.join(5)
+    assert isinstance(outcome[0], DumpWriteError)
+    assert "no space left" in str(outcome[0])
+
+
+def test_after_a_failure_nothing_is_given_out():
+    arena = Arena(PAGE, 2 * PAGE)
+    cause = OSError("gone")
+    arena.fail(cause)
+    with pytest.raises(DumpWriteError, match="gone") as caught:
+        arena.take(1)
+    assert caught.value.__cause__ is cause
+
+
+def test_memory_is_page_aligned():
+    chunk = Arena(PAGE, 2 * PAGE).take(1)
+    assert torch.frombuffer(chunk.memory, dtype=torch.uint8).data_ptr() % PAGE == 0
+
+
+def test_the_view_of_a_span_is_its_bytes():
+    chunk = Chunk(PAGE)
+    chunk.memory[5:8] = b"abc"
+    assert bytes(Span(chunk, 5, 3).view) == b"abc"
+
+
+def test_many_takes_and_releases_never_pass_the_bound():
+    arena = Arena(PAGE, 4 * PAGE)
+    seen = []
+    lock = threading.Semaphore(0)
+    taken = []
+
+    def give_back():
+        for _ in range(500):
+            lock.acquire()
+            seen.append(arena.bytes_in_flight)
+            arena.release(taken.pop())
+
+    thread = threading.Thread(target=give_back, daemon=True)
+    thread.start()
+    for _ in range(500):
+        taken.append(arena.take(1))
+        lock.release()
+    thread.join(20)
+    assert max(seen) <= 4 * PAGE
+    assert arena.bytes_in_flight == 0

@@ -1,0 +1,98 @@
+"""Files that are whole or absent."""
+
+import os
+
+import pytest
+
+from hf_dumper.errors import DumpFormatError, DumpNotFoundError
+from hf_dumper.store.files import GrowingFile, read_json, write_json
+
+
+def views(*parts):
+    return [memoryview(part) for part in parts]
+
+
+def test_a_growing_file_holds_what_was_appended(tmp_path):
+    file = GrowingFile(tmp_path / "f", b"head")
+    file.append(views(b"abc", b"de"))
+    file.append([])
+    file.append(views(b"f"))
+    assert (tmp_path / "f").read_bytes() == b"headabcdef"
+    file.close()
+
+
+def test_a_growing_file_never_replaces_another(tmp_path):
+    (tmp_path / "f").write_text("old")
+    with pytest.raises(FileExistsError):
+        GrowingFile(tmp_path / "f")
+
+
+def test_short_writes_are_continued(tmp_path, monkeypatch):
+    writev = os.writev
+    monkeypatch.setattr(os, "writev", lambda fd, parts: writev(fd, [parts[0][:3]]))
+    file = GrowingFile(tmp_path / "f")
+    file.append(views(b"abcdefgh", b"", b"ij", b"klmnop"))
+    file.close()
+    assert (tmp_path / "f").read_bytes() == b"abcdefghijklmnop"
+
+
+def test_what_fails_halfway_is_cut_off_again(tmp_path, monkeypatch):
+    file = GrowingFile(tmp_path / "f", b"head")
+    writev = os.writev
+    results = iter([3])
+
+    def fail_later(fd, parts):
+        try:
+            return writev(fd, [parts[0][: next(results)]])
+        except StopIteration:
+            raise OSError(28, "No space left on device") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", fail_later)
+        with pytest.raises(OSError, match="No space"):
+            file.append(views(b"abcdef"))
+    file.append(views(b"xyz"))
+    file.close()
+    assert (tmp_path / "f").read_bytes() == b"headxyz"
+
+
+def test_a_file_that_cannot_be_begun_is_not_there(tmp_path, monkeypatch):
+    def full(fd, parts):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+    with pytest.raises(OSError, match="No space"):
+        GrowingFile(tmp_path / "f", b"head")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_growing_file_may_be_closed_twice(tmp_path):
+    file = GrowingFile(tmp_path / "f")
+    file.close()
+    file.close()
+
+
+def test_json_comes_back(tmp_path):
+    write_json(tmp_path / "f.json", {"a": [1, None, "ü\ud800"], "path": tmp_path})
+    assert read_json(tmp_path / "f.json") == {"a": [1, None, "ü\ud800"], "path": str(tmp_path)}
+
+
+def test_json_that_fails_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "f.json", {"a": 1})
+    loop: dict[str, object] = {}
+    loop["loop"] = loop
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(tmp_path / "f.json", loop)
+    assert read_json(tmp_path / "f.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ["", '{"a": ', "[1]", "\x00\xff", "[" * 100_000])
+def test_damaged_json_names_the_file(tmp_path, text):
+    (tmp_path / "f.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DumpFormatError, match=r"f\.json is damaged"):
+        read_json(tmp_path / "f.json")
+
+
+def test_missing_json_is_not_found(tmp_path):
+    with pytest.raises(DumpNotFoundError, match=r"f\.json"):
+        read_json(tmp_path / "f.json")
