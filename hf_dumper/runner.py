@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from hf_dumper.prompts import Prompt, encode
+
+if TYPE_CHECKING:
+    from hf_dumper.session import DumpSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,14 @@ def each_prompt(
     **generate_kwargs: Any,
 ) -> Iterator[PromptResult]:
     """Do the same one prompt at a time: each result is yielded when its run is on disk."""
+    session = cast("DumpSession", model.dump)
     for index, prompt in enumerate(prompts):
         inputs = {k: v.to(model.device) for k, v in encode(tokenizer, prompt, chat).items()}
-        before = len(model.dump.runs)
+        before = len(session.runs)
         start = perf_counter()
         ids = _run(model, inputs, generate_kwargs, _told(on_progress, index))
         seconds = perf_counter() - start
-        runs = model.dump.runs[before:]
+        runs = session.runs[before:]
         text = None if ids is None else tokenizer.decode(ids)
         tokens = 0 if ids is None else len(ids)
         yield PromptResult(runs[0] if runs else None, prompt, text, tokens, seconds)
@@ -96,7 +100,8 @@ def _run(
     if on_token is not None:
         given = kwargs.pop("stopping_criteria", None) or ()
         kwargs["stopping_criteria"] = StoppingCriteriaList([*given, _Counter(on_token)])
-    ids: torch.Tensor = model.generate(**inputs, **kwargs)
+    generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+    ids = generate(**inputs, **kwargs)
     # A decoder's prompt is its own start token, not the encoder's input.
     is_pair = getattr(model.config, "is_encoder_decoder", False)
     return ids[0, 1 if is_pair else inputs["input_ids"].shape[1] :]
@@ -118,5 +123,5 @@ class _Counter(StoppingCriteria):
     ) -> torch.BoolTensor:
         self._tokens += 1
         self._on_token(self._tokens)
-        go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        return go_on  # type: ignore[return-value]
+        rows = input_ids.shape[0]
+        return torch.zeros(rows, dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]

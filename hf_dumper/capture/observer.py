@@ -6,7 +6,7 @@ the hooks see into batches, and the session closes the run.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,6 +17,20 @@ from hf_dumper.capture.taps import TapState, tap_modules
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
 from hf_dumper.core.types import ROOT, Batch
+
+
+class BatchSink(Protocol):
+    """What an observer asks of the dump it records into."""
+
+    @property
+    def arena(self) -> Arena:
+        """Where the bytes of the batches live."""
+
+    def write(self, batch: Batch) -> None:
+        """Take a batch."""
+
+    def flush(self) -> None:
+        """Wait until what was taken is safe."""
 
 
 class Observer:
@@ -55,13 +69,14 @@ class Observer:
         """Hook the tapped modules; the handles are removed when `stack` is closed."""
         tap_modules(self._modules, self.state, stack)
 
-    def open_run(self, run: int, arena: Arena, send: Callable[[Batch], None]) -> None:
-        """Start recording into `arena`; the clock's run is opened by the caller's `start`."""
+    def open_run(self, run: int, dump: BatchSink) -> None:
+        """Start recording into `dump`; `start_generation` or `start_forward` opens the clock."""
         self.failure = None
         self.inputs = None
         self._logits = None
         self.state.sequence = 0
-        self.state.snapshot = Snapshot(arena, send)
+        self._dump = dump
+        self.state.snapshot = Snapshot(dump.arena, dump.write)
         self.run = run
 
     def start_generation(self, eos: frozenset[int]) -> None:
@@ -80,6 +95,7 @@ class Observer:
         """Take the arguments of a forward of the root module."""
         if self.failure is not None:
             return
+        self._dump.flush()
         inputs = read_inputs(self.model, args, kwargs)
         self.inputs = self.inputs or inputs
         tick = self.clock.tick(inputs)

@@ -50,6 +50,9 @@ STORABLE = {
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
+_BATCH = 64
+"""Records after which a batch leaves, so that the writer works while the forward still runs."""
+
 _LARGE = 1 << 20
 """Bytes from which a copy is worth releasing the GIL for, and torch's threads."""
 
@@ -138,6 +141,8 @@ class Snapshot:
             _device_name(tensor.device), digest, nbytes, span, owner, status, "",
         ))
         # fmt: on
+        if len(self._records) >= _BATCH:
+            self._leave(None, ())
 
     def skip_value(self, value: object) -> None:
         """Count a value that is not a tensor, by its type."""

@@ -20,7 +20,7 @@ NAME: Final = "hf-dumper"
 DEBUG: Final = "HF_DUMPER_DEBUG"
 """Environment variable: 1 shows the traceback of every error."""
 
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Base of what is wrong with arguments. Newer releases of typer have click inside, older beside."""
 
 _HUB: Final = {
@@ -79,7 +79,7 @@ def explain(error: BaseException) -> str:
 
 
 def hub_reason(error: BaseException) -> str | None:
-    """Return what an error of the hub means, also one wrapped by transformers; None if it is none."""
+    """Return what an error of the hub means, also a wrapped one; None if it is none."""
     found = {base.__name__ for e in chain_of(error) for base in type(e).__mro__}
     return next((meaning for name, meaning in _HUB.items() if name in found), None)
 

@@ -11,6 +11,8 @@ from hf_dumper.cli.terminal import Work, print_json, stdout
 from hf_dumper.errors import DumpFormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hf_dumper.report.terminal import Entry, IndexedReader
 
 Run = Annotated[int | None, typer.Option(help="Which run.", show_default="the first")]
@@ -96,7 +98,7 @@ def _print(reader: "IndexedReader", run: int | None, token: int | None, *, fold:
     console.print(shown, soft_wrap=True)
 
 
-def _print_choices(reader: "IndexedReader", run: int | None, runs: "tuple[int, ...]") -> None:
+def _print_choices(reader: "IndexedReader", run: int | None, runs: "Sequence[int]") -> None:
     from hf_dumper.report.terminal import ranges, tokens
 
     if run is None:

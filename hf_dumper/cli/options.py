@@ -249,7 +249,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def flat(function: Callable[..., int]) -> Callable[..., int]:
     """Let a command take dataclasses of options; typer is shown one parameter per field."""
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     shown: list[Parameter] = []
     for parameter in signature(function).parameters.values():
         cls = groups.get(parameter.name)

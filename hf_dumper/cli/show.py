@@ -126,8 +126,9 @@ def _tensor(
     if entry.owner is None:
         return entry, None
     key = entry.key
-    options = {"run": key.run, "call": key.call, "row": which.row}
-    tensor = reader.load(key.module, key.slot, entry.token, **options)
+    tensor = reader.load(
+        key.module, key.slot, entry.token, run=key.run, call=key.call, row=which.row
+    )
     statistics = describe([tensor])[0]
     if statistics is not None:
         entry = entry._replace(statistics=statistics._asdict())

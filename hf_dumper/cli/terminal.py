@@ -105,9 +105,10 @@ def calm(*, bars: bool = False) -> Iterator[None]:
 
     `bars` lets the progress bars of downloads be seen.
     """
-    from huggingface_hub import utils as hub
+    from huggingface_hub import utils
     from transformers.utils import logging
 
+    hub: Any = utils
     levels = [(m, m.get_verbosity()) for m in (logging, hub.logging)]
     had_bars = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
     for module, _ in levels:

@@ -66,8 +66,26 @@ class DumpReader(Protocol):
     ) -> torch.Tensor:
         """Return one tensor; "" and "root" both name the outermost module."""
 
+    def run_info(self, run: int | None = None) -> Mapping[str, Any]:
+        """Return what went into a run, under which regime, and what came out."""
+
+    def index(self, run: int | None = None) -> pa.Table:
+        """Return every column of a run's index, one row per record."""
+
+    def positions(self, run: int | None = None) -> pa.Table:
+        """Return forward, row, column and position of every token of a run."""
+
     def statistics(self, run: int | None = None) -> pa.Table:
-        """Return the statistics of a run, one row per record."""
+        """Return the index with the statistics of every record that has values."""
+
+    def tree(self) -> Mapping[str, Any]:
+        """Return the modules as nested {"name", "type", "children"}."""
+
+    def trace(self, run: int | None = None) -> pa.Table:
+        """Return what was chosen at each generated token."""
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """Return the dumped parameters and buffers."""
 
     def close(self) -> None:
         """Drop the memory maps."""

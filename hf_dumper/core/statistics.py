@@ -61,35 +61,48 @@ class _Moments:
     pos_inf: int = 0
     neg_inf: int = 0
 
-    def merge(self, n: int, low: float, high: float, total: float, squares: float) -> None:
-        """Add `n` finite values whose squared deviations from their own mean sum to `squares`.
+    def add(self, values: NDArray[Any]) -> None:
+        """Add a block of values."""
+        self.zeros += int((values == 0).sum())
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            self.nan += int(np.isnan(values).sum())
+            self.pos_inf += int(np.isposinf(values).sum())
+            self.neg_inf += int(np.isneginf(values).sum())
+            values = values[np.isfinite(values)]
+        if not values.size:
+            return
+        with np.errstate(over="ignore"):
+            total = values.sum()
+            mean = float(total) / values.size
+            squares = float(np.square(values - mean).sum())
+        self.low = min(self.low, values.min())
+        self.high = max(self.high, values.max())
+        self.total += total.item()
+        self._merge(values.size, mean, squares)
+
+    def _merge(self, n: int, mean: float, squares: float) -> None:
+        """Add `n` values whose squared deviations from their mean sum to `squares`.
 
         The merge of two partial variances is that of Chan, Golub and LeVeque, 1979.
         """
-        if not n:
-            return
         if not self.finite:  # also keeps 0 * inf out of it
-            self.finite, self.low, self.high = n, low, high
-            self.total, self.mean, self.squares = total, float(total) / n, squares
+            self.finite, self.mean, self.squares = n, mean, squares
             return
-        mean = float(total) / n
         both = self.finite + n
         delta = mean - self.mean
         self.squares += squares + delta * delta * self.finite * n / both
         self.mean += delta * n / both
-        self.total += total
         self.finite = both
-        self.low, self.high = min(self.low, low), max(self.high, high)
 
     def result(self) -> Statistics:
-        """Return the statistics of everything merged."""
+        """Return the statistics of everything added."""
         n = self.finite
-        l2 = math.hypot(math.sqrt(self.squares), math.sqrt(n) * self.mean)
         counts = (self.zeros, self.nan, self.pos_inf, self.neg_inf)
         if not n:
             return Statistics(self.count, None, None, None, None, 0.0, 0.0, None, *counts)
-        std = math.sqrt(self.squares / n)
         low, high, total = float(self.low), float(self.high), float(self.total)
+        std = math.sqrt(self.squares / n)
+        l2 = math.hypot(math.sqrt(self.squares), math.sqrt(n) * self.mean)
         absmax = max(abs(low), abs(high))
         return Statistics(self.count, low, high, self.mean, std, l2, total, absmax, *counts)
 
@@ -98,97 +111,92 @@ def describe(tensors: Sequence[torch.Tensor]) -> list[Statistics | None]:
     """Return the statistics of each CPU tensor; None for complex ones, which have no order.
 
     Floating types are accumulated in float64, integers and booleans in int64, so that their sums
-    are exact below 2**63.
+    are exact below 2**63; uint64 in float64, as the lesser evil beyond that.
     """
     results: list[Statistics | None] = [None] * len(tensors)
-    for wide, group in _groups(tensors):
-        for members in _packed(tensors, group):
-            flat = [_flat(tensors[i], wide) for i in members]
-            for i, statistics in zip(members, _describe_group(flat, wide), strict=True):
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if not tensor.is_complex():
+            by_dtype.setdefault(tensor.dtype, []).append(i)
+    for members in by_dtype.values():
+        sizes = [tensors[i].numel() for i in members]
+        for first, last in _packs(sizes):
+            flat = [tensors[i].reshape(-1) for i in members[first:last]]
+            values = flat[0] if len(flat) == 1 else torch.cat([_catable(f) for f in flat])
+            found = describe_adjacent(values.view(flat[0].dtype), sizes[first:last])
+            for i, statistics in zip(members[first:last], found, strict=True):
                 results[i] = statistics
     return results
 
 
-def _groups(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.dtype, list[int]]]:
-    floats = [i for i, t in enumerate(tensors) if t.is_floating_point()]
-    whole = [i for i, t in enumerate(tensors) if not (t.is_floating_point() or t.is_complex())]
-    yield torch.float64, floats
-    yield torch.int64, [i for i in whole if tensors[i].dtype != torch.uint64]
-    # Beyond 2**63 a float64 is the lesser evil.
-    yield torch.float64, [i for i in whole if tensors[i].dtype == torch.uint64]
+def describe_adjacent(values: torch.Tensor, sizes: Sequence[int]) -> list[Statistics]:
+    """Return the statistics of tensors that lie end to end in one vector.
+
+    Args:
+        values: One-dimensional, on the CPU, of any type but a complex one.
+        sizes: Number of elements of each tensor, in order.
+    """
+    whole = not values.is_floating_point() and values.dtype != torch.uint64
+    wide = torch.int64 if whole else torch.float64
+    results: list[Statistics] = []
+    start = 0
+    for first, last in _packs(sizes):
+        stop = start + sum(sizes[first:last])
+        if stop - start > BLOCK:
+            results.append(_describe_large(values[start:stop], wide))
+        else:
+            results += _describe_pack(values[start:stop].to(wide).numpy(), sizes[first:last])
+        start = stop
+    return results
 
 
-def _packed(tensors: Sequence[torch.Tensor], members: list[int]) -> Iterator[list[int]]:
-    """Split the members into groups of at most BLOCK elements; a larger tensor stands alone."""
-    group: list[int] = []
-    size = 0
-    for i in members:
-        n = tensors[i].numel()
-        if group and size + n > BLOCK:
-            yield group
-            group, size = [], 0
-        group.append(i)
-        size += n
-    if group:
-        yield group
+def _packs(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield half-open ranges of tensors with at most BLOCK elements; a larger one stands alone."""
+    first = total = 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > BLOCK:
+            yield first, i
+            first, total = i, 0
+        total += size
+    if first < len(sizes):
+        yield first, len(sizes)
 
 
-def _flat(tensor: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    flat = tensor.reshape(-1)
-    return flat if flat.numel() > BLOCK else flat.to(wide)
+def _catable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of types that torch cannot concatenate."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
-def _describe_group(tensors: list[torch.Tensor], wide: torch.dtype) -> list[Statistics]:
-    if len(tensors) == 1:
-        return [_describe_one(tensors[0], wide)]
-    moments = [_Moments(count=t.numel()) for t in tensors]
-    filled = [(m, t.numpy()) for m, t in zip(moments, tensors, strict=True) if t.numel()]
-    if filled:
-        _add_segments([m for m, _ in filled], [a for _, a in filled])
-    return [m.result() for m in moments]
-
-
-def _describe_one(tensor: torch.Tensor, wide: torch.dtype) -> Statistics:
-    moments = _Moments(count=tensor.numel())
-    for start in range(0, tensor.numel(), BLOCK):
-        _add_segments([moments], [tensor[start : start + BLOCK].to(wide).numpy()])
-    return moments.result()
-
-
-def _add_segments(moments: list[_Moments], arrays: list[NDArray[Any]]) -> None:
-    values = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-    sizes = np.array([a.size for a in arrays])
-    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+def _describe_pack(values: NDArray[Any], sizes: Sequence[int]) -> list[Statistics]:
+    """Describe many small tensors with one reduction per statistic over all of them."""
+    n = np.array([size for size in sizes if size])
+    if not n.size:
+        return [_Moments().result() for _ in sizes]
+    starts = np.concatenate(([0], np.cumsum(n)[:-1]))
     with np.errstate(invalid="ignore", over="ignore"):
         totals = np.add.reduceat(values, starts)
-    if values.dtype.kind == "f" and not np.isfinite(totals).all():
-        # A sum is finite only if every value is: the masks are needed for these tensors alone.
-        for m, a, total in zip(moments, arrays, totals, strict=True):
-            _add_masked(m, a) if not np.isfinite(total) else _add_segments([m], [a])
-        return
-    lows = np.minimum.reduceat(values, starts)
-    highs = np.maximum.reduceat(values, starts)
-    zeros = np.add.reduceat(values == 0, starts, dtype=np.int64)
-    deviations = values - np.repeat(totals / sizes, sizes)
-    with np.errstate(over="ignore"):
+        lows, highs = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+        means = totals / n
+        deviations = values - np.repeat(means, n)
         np.multiply(deviations, deviations, out=deviations)
-    squares = np.add.reduceat(deviations, starts)
-    columns = (m.tolist() for m in (sizes, lows, highs, totals, squares))
-    for m, zero, row in zip(moments, zeros.tolist(), zip(*columns, strict=True), strict=True):
-        m.zeros += zero
-        m.merge(*row)
+        squares = np.add.reduceat(deviations, starts)
+        zeros = np.add.reduceat(values == 0, starts, dtype=np.int64)
+        l2 = np.hypot(np.sqrt(squares), np.sqrt(n) * means)
+        columns = [lows, highs, means, np.sqrt(squares / n), l2, totals]
+        columns += [np.maximum(np.abs(lows.astype(float)), np.abs(highs.astype(float)))]
+    numbers = [column.astype(np.float64).tolist() for column in columns]
+    rows = zip(n.tolist(), *numbers, zeros.tolist(), strict=True)
+    found = [Statistics._make((*row, 0, 0, 0)) for row in rows]
+    # A sum is finite only if every value is: the masks are needed for these tensors alone.
+    for i in np.flatnonzero(~np.isfinite(totals)):
+        found[i] = _describe_large(torch.from_numpy(values[starts[i] : starts[i] + n[i]]))
+    filled = iter(found)
+    return [next(filled) if size else _Moments().result() for size in sizes]
 
 
-def _add_masked(moments: _Moments, values: NDArray[Any]) -> None:
-    moments.nan += int(np.isnan(values).sum())
-    moments.pos_inf += int(np.isposinf(values).sum())
-    moments.neg_inf += int(np.isneginf(values).sum())
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return
-    with np.errstate(over="ignore"):
-        total = float(finite.sum())
-        mean = total / finite.size
-        squares = float(np.square(finite - mean).sum())
-    moments.zeros += int((finite == 0).sum())
-    moments.merge(finite.size, float(finite.min()), float(finite.max()), total, squares)
+def _describe_large(tensor: torch.Tensor, wide: torch.dtype = torch.float64) -> Statistics:
+    """Describe one tensor block by block, so that memory does not grow with it."""
+    moments = _Moments(count=tensor.numel())
+    for start in range(0, tensor.numel(), BLOCK):
+        moments.add(tensor[start : start + BLOCK].to(wide).numpy())
+    return moments.result()

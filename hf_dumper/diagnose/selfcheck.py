@@ -2,7 +2,7 @@
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -127,7 +127,8 @@ def _produce(
             found = leaves("output", model(**inputs))
             return {slot: value for slot, value in found if isinstance(value, torch.Tensor)}
     asked = {"output_logits": True, "return_dict_in_generate": True, "disable_compile": True}
-    result = model.generate(**inputs, **{**options, **asked})
+    generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
+    result = generate(**inputs, **{**options, **asked})
     logits = {f"logits of token {t}": step for t, step in enumerate(result.logits)}
     return {**logits, "token ids": result.sequences}
 
@@ -146,8 +147,13 @@ def _dumped(model: PreTrainedModel, config: DumpConfig) -> Iterator[None]:
     with TemporaryDirectory(prefix="hf_dumper_self_check_") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", TokenNeverReachedWarning)
         aside = replace(config, dump_path=Path(folder) / "dump", hash_weights=False)
-        with suppress(EmptyDumpError), DumpSession(model, aside):
-            yield
+        before = {k: v for k, v in model.__dict__.items() if k == "dump"}
+        try:
+            with suppress(EmptyDumpError), DumpSession(model, aside):
+                yield
+        finally:  # a closed session stays on its model; this one was never the user's
+            model.__dict__.pop("dump", None)
+            model.__dict__.update(before)
 
 
 @contextmanager
@@ -157,13 +163,13 @@ def _same_start(seed: int | None, device: torch.device) -> Iterator[None]:
         with seeded(seed):
             yield
         return
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(_beside(device), device_type=_kind(device)):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
 
 
 def _kind(device: torch.device) -> str:

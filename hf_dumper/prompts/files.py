@@ -106,7 +106,8 @@ def _read(path: Path, loader: str) -> tuple[list[str], list[Row]]:
 def _reason(error: BaseException) -> str:
     """Return the first line of what went wrong; `datasets` hides it behind a message of its own."""
     cause = error.__cause__ if "An error occurred while generating" in str(error) else None
-    text = (str(cause or error) or repr(cause or error)).strip().splitlines()[0]
+    told: BaseException = cause or error
+    text = (str(told) or repr(told)).strip().splitlines()[0]
     if text.startswith(_RAGGED):
         return "a row has more cells than the header. Put quotes around cells that hold commas."
     return text
@@ -160,8 +161,8 @@ def _choose(path: Path, columns: Sequence[str], wanted: str | None, *, chat: boo
             return wanted
         msg = f"{path} has no column {wanted!r}.{near(wanted, columns) or _listed(columns)}"
         raise PromptError(msg)
-    for name in ("prompt", "text", *(("messages",) if chat else ())):
-        if name in columns:
+    for name in ("prompt", "text", "messages"):
+        if name in columns and (chat or name != "messages"):
             return name
     others = [name for name in columns if name != "id"] or list(columns)
     if len(others) == 1:

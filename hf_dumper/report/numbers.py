@@ -35,10 +35,10 @@ def shape(lengths: Sequence[int] | None) -> str:
 
 
 def dims(lengths: Sequence[int] | None) -> str:
-    """Return a shape without brackets, such as "1×9", for narrow columns; "scalar" for ()."""
+    """Return a shape without brackets, such as "1x9", for narrow columns; "scalar" for ()."""
     if lengths is None:
         return NOTHING
-    return "×".join(map(str, lengths)) or "scalar"
+    return "x".join(map(str, lengths)) or "scalar"
 
 
 def dtype(name: str | None) -> str:

@@ -26,8 +26,8 @@ def overview(reader: IndexedReader) -> RenderableType:
         facts.add_row(name, Text(value))
     title = Text.assemble(("Dump ", "bold"), (str(reader.path), "bold cyan"))
     runs = [summary(reader, run) for run in reader.runs()]
-    parts = [title, facts, Text("")]
-    return Group(*parts, _runs(runs) if runs else Text("There are no runs in this dump."))
+    table = _runs(runs) if runs else Text("There are no runs in this dump.")
+    return Group(title, facts, "", table)
 
 
 def summary(reader: IndexedReader, run: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def entries(
     modules: Iterable[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Entry]:
-    """Return the records of a token, or of all tokens for None, by the order in which modules begin.
+    """Return the records of a token, of all for None, in the order in which the modules begin.
 
     Statistics that the dump lacks are computed of the stored values.
 

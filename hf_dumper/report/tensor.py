@@ -1,8 +1,10 @@
 """One tensor of a dump, or all tensors of one module."""
 
+import sys
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +14,9 @@ from hf_dumper.core.types import ALIASED, SKIPPED
 from hf_dumper.report.numbers import number, shape, size
 from hf_dumper.report.records import Entry
 from hf_dumper.report.tree import label, owner_of
+
+_CORNERS: Final = 64
+"""Number of values from which only the corners of a tensor are shown."""
 
 _STATISTICS: Final = {
     "range": ("min", "max", "absmax"),
@@ -74,10 +79,6 @@ def _facts(entry: Entry) -> dict[str, str]:
 
 
 def _values(values: torch.Tensor, *, whole: bool) -> str:
-    options = torch._tensor_str.PRINT_OPTS  # noqa: SLF001 - there is no public way to read them
-    before = {n: getattr(options, n) for n in ("threshold", "edgeitems", "precision", "linewidth")}
-    torch.set_printoptions(profile="full" if whole else "short")
-    try:
-        return str(values)
-    finally:
-        torch.set_printoptions(**before)
+    array = values.float() if values.is_floating_point() and values.itemsize < 4 else values
+    threshold = sys.maxsize if whole else _CORNERS
+    return np.array2string(array.numpy(), separator=", ", threshold=threshold, precision=6)

@@ -13,6 +13,7 @@ from hf_dumper.report.plant import Node, folded, plant, single, walk
 from hf_dumper.report.records import Entry, IndexedReader, OnProgress, entries
 
 _HEAD: Final = ("type", "shape", "mean", "std", "absmax")
+_FIRST: Final = "module, tensor"
 _LEFT: Final = 2
 """The first columns are words and stand left; the others are numbers and stand right."""
 
@@ -21,13 +22,17 @@ _OWNER: Final = 20
 
 
 class Row(NamedTuple):
-    """A line of the tree: a module or a remark when `cells` is None, else one tensor."""
+    """A line of the tree: one tensor, or something without figures when `cells` is None.
+
+    A `remark` is left out where there is no room for it, an `alarm` never.
+    """
 
     depth: int
     name: Text
     cells: tuple[str, ...] | None = None
-    owner: str = ""
+    remark: str = ""
     style: str = ""
+    alarm: str = ""
 
 
 def tree(
@@ -71,22 +76,24 @@ class ModuleTree:
         name_width = self._name_width(step)
         owner_width = room - name_width - 2
         if self._rows:
-            head = _line(Text("module, tensor"), name_width, _HEAD, widths)
+            head = _line(Text(_FIRST), name_width, _HEAD, widths)
             head.stylize("dim")
             yield head
         for row in self._rows:
             name = Text(" " * (step * row.depth)) + row.name
             line = name if row.cells is None else _line(name, name_width, row.cells, widths)
-            if row.owner and owner_width >= _OWNER:
-                owner = Text(row.owner)
-                owner.truncate(owner_width, overflow="ellipsis")
-                line = line + "  " + owner
+            if row.alarm or (row.remark and owner_width >= _OWNER):
+                remark = Text(row.alarm or row.remark)
+                if not row.alarm:
+                    remark.truncate(owner_width, overflow="ellipsis")
+                line = line + "  " + remark
             line.stylize(row.style)
             yield line
         yield from (Text(note, "dim") for note in self._notes)
 
     def _name_width(self, step: int) -> int:
-        return max((step * r.depth + r.name.cell_len for r in self._rows if r.cells), default=0)
+        names = (step * row.depth + row.name.cell_len for row in self._rows if row.cells)
+        return max(len(_FIRST), *names, 0)
 
 
 def _rows(name: str, node: Node, depth: int, *, fold: bool) -> Iterator[Row]:
@@ -114,7 +121,7 @@ def _row(entry: Entry, depth: int) -> Row:
     cells = (dtype(entry.dtype), dims(entry.shape), *figures)
     bad = sum(int(entry.statistics[column] or 0) for column in ("nan", "pos_inf", "neg_inf"))
     if bad:
-        return Row(depth, name, cells, f"{plural(bad, 'value')} not finite", "bold red")
+        return Row(depth, name, cells, "", "bold red", f"{plural(bad, 'value')} not finite")
     owner = f"= {owner_of(entry)}" if shared and entry.owner else ""
     return Row(depth, name, cells, owner or size(entry.nbytes), "dim" if shared else "")
 

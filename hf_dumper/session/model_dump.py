@@ -58,6 +58,10 @@ class ModelDump:
         """Take a batch of the open run."""
         self._sink.write(batch)
 
+    def flush(self) -> None:
+        """Wait until every batch taken so far is written."""
+        self._sink.flush()
+
     def commit_run(self, result: RunResult) -> None:
         """End the run; it is on disk when this returns.
 

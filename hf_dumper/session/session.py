@@ -301,7 +301,7 @@ class DumpSession:
             return False
         self._scope, self._thread = scope, threading.get_ident()
         self._runs.append(run)
-        self._observer.open_run(run, self._dump.arena, self._dump.write)
+        self._observer.open_run(run, self._dump)
         return True
 
     def _end_run(self, facts: Mapping[str, Any], error: BaseException | None) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import replace
-from queue import SimpleQueue
+from queue import Queue
 
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.protocols import Sink
@@ -23,7 +23,7 @@ class BackgroundSink:
         """Wrap `inner`; `arena` is where the chunks of the batches come from."""
         self._inner = inner
         self._arena = arena
-        self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._queue: Queue[Batch | None] = Queue()
         self._thread: threading.Thread | None = None
         self.failure: BaseException | None = None
         self.dropped = 0
@@ -36,7 +36,7 @@ class BackgroundSink:
         self._inner.open_run(run)
         self.failure, self.dropped = None, 0
         # A daemon, so that an interpreter which exits in the middle of a run does not wait for it.
-        self._queue = SimpleQueue()
+        self._queue = Queue()
         self._thread = threading.Thread(
             target=self._drain, args=(self._queue,), name="hf_dumper writer", daemon=True
         )
@@ -48,6 +48,13 @@ class BackgroundSink:
             msg = "No run is open."
             raise CaptureError(msg)
         self._queue.put(batch)
+
+    def flush(self) -> None:
+        """Wait until every batch that was queued is written, or dropped after a failure.
+
+        Called before a forward begins, so that a kill loses no other forward than that one.
+        """
+        self._queue.join()
 
     def commit_run(self, result: RunResult) -> None:
         """Wait for the writer, then end the run.
@@ -78,7 +85,7 @@ class BackgroundSink:
             self._thread.join()
             self._thread = None
 
-    def _drain(self, queue: "SimpleQueue[Batch | None]") -> None:
+    def _drain(self, queue: "Queue[Batch | None]") -> None:
         while (batch := queue.get()) is not None:
             try:
                 if self.failure is None:
@@ -91,6 +98,8 @@ class BackgroundSink:
             finally:
                 for chunk in batch.spent:
                     self._arena.release(chunk)
+                queue.task_done()
+        queue.task_done()
 
     def _reason(self, failure: BaseException) -> str:
         text = str(failure) or type(failure).__name__

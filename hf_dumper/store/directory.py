@@ -54,6 +54,7 @@ class DirectorySink:
         self._rank = rank
         self._shard_bytes = shard_bytes
         self._writer: RunWriter | None = None
+        pa.array([0])  # imports pandas on its first call, which is no work for the first forward
         with _writing(self.path):
             prepare_dump(self.path, manifest, tree, overwrite=overwrite)
 

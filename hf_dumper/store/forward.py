@@ -1,12 +1,14 @@
 """What a run writer keeps of one forward until it ends, and the tables made of it."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from hf_dumper.core.statistics import FIELDS, Statistics, describe
+from hf_dumper.core.arena import Span
+from hf_dumper.core.statistics import FIELDS, Statistics, describe_adjacent
 from hf_dumper.core.types import Record, Tick
 from hf_dumper.store.dtypes import has_statistics, tensor_at, torch_dtype
 from hf_dumper.store.layout import INDEX_SCHEMA, POSITIONS_SCHEMA
@@ -19,9 +21,10 @@ _SAME_NAME: Final = ("module", "slot", "param", "call", "op", "axes", "dtype", "
 class ForwardTable:
     """Records of one forward, gathered over its batches, with their places and statistics."""
 
-    def __init__(self, run: int, rank: int, tick: Tick) -> None:
-        """Begin an empty forward."""
+    def __init__(self, run: int, rank: int, tick: Tick, columns: "ColumnCache") -> None:
+        """Begin an empty forward; `columns` is shared by the forwards of a run."""
         self.tick = tick
+        self._columns = columns
         self._run = run
         self._rank = rank
         self.records: list[Record] = []
@@ -48,11 +51,7 @@ class ForwardTable:
         """Return the rows of the index; `calls` are (seq_in, seq_out), -1 for not returned."""
         columns = self._keys() | self._order(calls) | self._description()
         columns |= self._location() | self._numbers()
-        arrays = [
-            values if isinstance(values, pa.Array) else pa.array(values, field.type)
-            for field in INDEX_SCHEMA
-            for values in (columns[field.name],)
-        ]
+        arrays = [self._columns.array(field, columns[field.name]) for field in INDEX_SCHEMA]
         return pa.RecordBatch.from_arrays(arrays, schema=INDEX_SCHEMA)
 
     def positions(self) -> pa.RecordBatch:
@@ -79,10 +78,7 @@ class ForwardTable:
             "token": tick.token,
             "phase": str(tick.phase),
         }
-        return {
-            name: pa.repeat(pa.scalar(value, INDEX_SCHEMA.field(name).type), n)
-            for name, value in values.items()
-        }
+        return {name: (value,) * n for name, value in values.items()}
 
     def _order(self, calls: Sequence[tuple[int, int]]) -> dict[str, Any]:
         order: list[tuple[int | None, int | None]] = [
@@ -101,26 +97,69 @@ class ForwardTable:
     def _location(self) -> dict[str, Any]:
         none = (None, None, None)
         places = [none if place is None else place for place in self._places]
-        return {name: [p[i] for p in places] for i, name in enumerate(Place._fields)}
+        columns = zip(*places, strict=True) if places else ((),) * len(none)
+        return dict(zip(Place._fields, columns, strict=True))
 
     def _numbers(self) -> dict[str, Any]:
         n = len(self.records)
         if not any(self._statistics):
-            return {name: pa.nulls(n, INDEX_SCHEMA.field(name).type) for name in FIELDS}
+            return dict.fromkeys(FIELDS, (None,) * n)
         rows = [_NO_STATISTICS if row is None else row for row in self._statistics]
         return dict(zip(FIELDS, zip(*rows, strict=True), strict=True))
 
 
+class ColumnCache:
+    """Keeps the Arrow array of each column, for the next forward that has the same values.
+
+    Decoded tokens pass the same modules with the same shapes: most columns never change.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._last: dict[str, tuple[Sequence[Any], pa.Array]] = {}
+
+    def array(self, field: pa.Field, values: Sequence[Any]) -> pa.Array:
+        """Return the values as an array of the field's type."""
+        last = self._last.get(field.name)
+        if last is not None and last[0] == values:
+            return last[1]
+        array = pa.array(values, field.type)
+        self._last[field.name] = (values, array)
+        return array
+
+
 def describe_records(records: Sequence[Record]) -> list[Statistics | None]:
-    """Return the statistics of the records that have bytes of a type with numbers."""
+    """Return the statistics of the records that have bytes of a type with numbers.
+
+    Tensors of one type that lie end to end in a chunk are described together, as one vector.
+    """
     results: list[Statistics | None] = [None] * len(records)
-    wanted, tensors = [], []
-    for i, record in enumerate(records):
-        dtype = torch_dtype(record.dtype)
-        if record.span is not None and dtype is not None and has_statistics(record.dtype):
-            wanted.append(i)
-            memory, offset = record.span.chunk.memory, record.span.offset
-            tensors.append(tensor_at(memory, offset, dtype, record.shape))
-    for i, statistics in zip(wanted, describe(tensors), strict=True):
-        results[i] = statistics
+    for members, first, dtype in _stretches(records):
+        sizes = [records[i].nbytes // dtype.itemsize for i in members]
+        values = tensor_at(first.chunk.memory, first.offset, dtype, (sum(sizes),))
+        for i, statistics in zip(members, describe_adjacent(values, sizes), strict=True):
+            results[i] = statistics
     return results
+
+
+def _stretches(records: Sequence[Record]) -> Iterator[tuple[list[int], Span, torch.dtype]]:
+    """Yield (indices, first span, dtype) of records whose bytes follow each other in memory."""
+    members: list[int] = []
+    first = last = None
+    name = ""
+    for i, record in enumerate(records):
+        span = record.span
+        if span is None or not has_statistics(record.dtype):
+            continue
+        if last is None or record.dtype != name or not _follows(span, last):
+            if first is not None:
+                yield members, first, cast("torch.dtype", torch_dtype(name))
+            members, first, name = [], span, record.dtype
+        members.append(i)
+        last = span
+    if first is not None:
+        yield members, first, cast("torch.dtype", torch_dtype(name))
+
+
+def _follows(span: Span, last: Span) -> bool:
+    return span.chunk is last.chunk and span.offset == last.offset + last.nbytes

@@ -7,7 +7,7 @@ from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, RunInfo, RunRe
 from hf_dumper.errors import CaptureError
 from hf_dumper.store import layout
 from hf_dumper.store.files import write_json
-from hf_dumper.store.forward import ForwardTable, describe_records
+from hf_dumper.store.forward import ColumnCache, ForwardTable, describe_records
 from hf_dumper.store.shards import Place, ShardSet
 from hf_dumper.store.tables import TableStream, read_stream, write_parquet
 
@@ -34,6 +34,7 @@ class RunWriter:
         self._shards = shards
         self._with_statistics = statistics
         self._forward: ForwardTable | None = None
+        self._columns = ColumnCache()
         self._last_forward = -1
         self._tokens: set[int] = set()
         self._unfinished: list[int] = []
@@ -55,6 +56,7 @@ class RunWriter:
             statistics = describe_records(records)
         forward.add(records, places, statistics)
         if batch.calls is not None:
+            forward.tick = batch.tick  # an encoder's batches leave before the sizes are known
             self._end_forward(forward, batch.calls)
 
     def commit(self, result: RunResult) -> None:
@@ -96,7 +98,7 @@ class RunWriter:
                 msg = f"Forward {number} comes after forward {self._last_forward} in one run."
                 raise CaptureError(msg)
             self._last_forward = number
-            self._forward = ForwardTable(self._info.run, self._rank, batch.tick)
+            self._forward = ForwardTable(self._info.run, self._rank, batch.tick, self._columns)
         return self._forward
 
     def _end_forward(self, forward: ForwardTable, calls: list[tuple[int, int]]) -> None:

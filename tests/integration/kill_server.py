@@ -116,6 +116,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     model = build()
+    warm = register_hook(model, DumpConfig(folder / "warm"))  # what is imported late, is imported
+    with warm:
+        model(torch.arange(1, 8)[None])
     chance = random.Random(seed)
     for i in range(kills):
         path = folder / f"{i:03d}"

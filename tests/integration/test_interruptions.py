@@ -1,4 +1,4 @@
-"""Interruptions, other threads and odd modules: the model goes on, and the dump says what it lacks."""
+"""Interruptions, other threads, odd modules: the model goes on, the dump says what it lacks."""
 
 import threading
 
@@ -223,7 +223,7 @@ def test_a_large_integer_does_not_cost_the_statistics_of_a_run(tmp_path):
 
 class BrokenTokenizer:
     def batch_decode(self, sequences):
-        raise ValueError("cannot decode")
+        raise NotImplementedError
 
     def save_pretrained(self, save_directory):
         """Keep nothing."""

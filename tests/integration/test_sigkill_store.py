@@ -24,7 +24,7 @@ TENSORS = 6
 
 # A fork of this very process would inherit the thread pools of torch; the fork server has none yet.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.batches", "hf_dumper.store"])
+PROCESSES.set_forkserver_preload([__name__])
 
 
 class ReportingSink(DirectorySink):
