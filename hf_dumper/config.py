@@ -152,7 +152,7 @@ class DumpConfig:
 
 
 def _path(value: object) -> str:
-    if not isinstance(value, str | PathLike) or not isinstance(fspath(value), str):
+    if not isinstance(value, str | PathLike) or not isinstance(fspath(value), str) or not value:
         msg = f"dump_path must be a path, not {value!r}."
         raise ConfigError(msg)
     return fspath(value)

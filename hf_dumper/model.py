@@ -9,7 +9,9 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -21,6 +23,15 @@ from hf_dumper.session import DumpSession
 
 DEMO_MODEL = str(Path(__file__).parent / "assets" / "demo_model")
 """Folder of the small trained Llama that comes with the package."""
+
+_CLASSES = (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoModelForImageTextToText,
+    AutoModel,
+)
+"""Auto classes whose models generate, and the base class."""
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -102,17 +113,29 @@ def _checked(config: DumpConfig) -> DumpConfig:
 
 
 def pick_auto_class(name_or_path: str | PathLike[str], options: dict[str, Any]) -> type[Any]:
-    """Return the Auto class for a model: causal LM, else sequence to sequence, else base model.
+    """Return the Auto class for a model.
 
-    An encoder-decoder is loaded whole, though some, such as BART, have a causal LM class as well.
+    It is the one that makes the very class the checkpoint was saved from, when the configuration
+    names that; else causal language model, else sequence to sequence, else base model: the first
+    that knows the configuration. An encoder-decoder is never loaded as a decoder alone.
     """
     config = options.get("config")
     if not isinstance(config, PretrainedConfig):
         hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS}
         config = AutoConfig.from_pretrained(config or name_or_path, **hub)
+    saved = next(iter(getattr(config, "architectures", None) or ()), None)
+    for auto in _CLASSES:
+        if saved in _names(auto._model_mapping.get(type(config), None)):
+            return auto
     remote = getattr(config, "auto_map", None) or {}
-    classes = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
-    for auto in reversed(classes) if getattr(config, "is_encoder_decoder", False) else classes:
+    general = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    for auto in reversed(general) if getattr(config, "is_encoder_decoder", False) else general:
         if type(config) in auto._model_mapping or auto.__name__ in remote:
             return auto
     return AutoModel
+
+
+def _names(classes: Any) -> list[str]:
+    """Return the names of a mapping's entry: one class, several, or None."""
+    found = classes if isinstance(classes, tuple | list) else [classes]
+    return [cls.__name__ for cls in found if cls is not None]

@@ -1,11 +1,14 @@
 """JSON-ready facts about a run: what went in, under which regime, what came out."""
 
+import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 
 from hf_dumper.capture.inputs import RootInputs
+
+logger = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -20,13 +23,14 @@ class Tokenizer(Protocol):
 
 def prompt_facts(values: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Describe the inputs of a `generate()` call: ids and mask as lists, text if possible."""
-    ids = values.get("inputs", values.get("input_ids"))
-    mask = values.get("attention_mask")
+    ids, mask = values.get("inputs"), values.get("attention_mask")
+    if ids is None:
+        ids = values.get("input_ids")
     facts: dict[str, Any] = {"input_ids": None, "attention_mask": None, "text": None}
-    if isinstance(ids, torch.Tensor) and ids.ndim == 2 and not ids.is_floating_point():
+    if _is_table(ids) and not ids.is_floating_point():
         facts["input_ids"] = ids.tolist()
         facts["text"] = decode(tokenizer, facts["input_ids"])
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+    if _is_table(mask):
         facts["attention_mask"] = mask.to(torch.int8).tolist()
     return facts
 
@@ -63,7 +67,15 @@ def result_facts(result: Any, prompt_length: int | None) -> dict[str, Any]:
 
 
 def decode(tokenizer: Tokenizer | None, ids: list[list[int]] | None) -> list[str] | None:
-    """Return the text of each row, None without a tokenizer or ids."""
+    """Return the text of each row, None without a tokenizer or ids, or if it cannot decode them."""
     if tokenizer is None or ids is None:
         return None
-    return list(tokenizer.batch_decode(ids))
+    try:
+        return list(tokenizer.batch_decode(ids))
+    except Exception:
+        logger.exception("The tokenizer cannot decode the ids of a run; its text is left out")
+        return None
+
+
+def _is_table(value: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_meta

@@ -19,18 +19,25 @@ from hf_dumper.errors import UnsupportedGenerationError
 
 _GUARD = "_hf_dumper_guard"
 
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""Where torch (2.13) keeps the forward hooks of a module, by the id of their handle."""
+
+
+class HookOwner:
+    """Base of everything whose methods we register as hooks: that is how ours are known."""
+
 
 class Watcher(Protocol):
     """What the guard asks of a session."""
 
     def watch_generate(self, call: "GenerateCall") -> AbstractContextManager[Callable[[Any], None]]:
         """Enter a run; yields a function that takes what `generate` returned."""
-
-    def arm(self) -> None:
-        """Put the hooks back."""
-
-    def disarm(self) -> None:
-        """Take the hooks off."""
 
 
 class GenerateCall:
@@ -140,18 +147,20 @@ class ModelGuard:
 
     @contextmanager
     def _plain(self) -> Iterator[None]:
-        """Leave the model without any trace of ours while the block runs."""
-        watchers = list(self._watchers)
+        """Leave the model without any trace of ours while the block runs.
+
+        The dicts of hooks are put aside whole and put back, rather than hooks removed and set
+        again: that would change their order, and pull them from under a forward in progress.
+        """
         dump = self._model.__dict__.pop("dump", None)
-        for watcher in watchers:
-            watcher.disarm()
         self._remove()
+        hidden = [entry for module in self._model.modules() for entry in _hide_hooks(module)]
         try:
             yield
         finally:
+            for module, name, hooks in hidden:
+                module.__dict__[name] = hooks
             self._install()
-            for watcher in watchers:
-                watcher.arm()
             if dump is not None:
                 self._model.__dict__["dump"] = dump
 
@@ -166,3 +175,16 @@ class ModelGuard:
         with self._plain():
             twin = copy.deepcopy(self._model, {id(t): t for t in tensors})
         return twin.__reduce_ex__(protocol)
+
+
+def _hide_hooks(module: torch.nn.Module) -> list[tuple[torch.nn.Module, str, Any]]:
+    """Take our hooks off a module; return (module, attribute, dict) for putting them back."""
+    own = module.__dict__
+    hooks = chain(own["_forward_pre_hooks"].items(), own["_forward_hooks"].items())
+    ours = {i for i, hook in hooks if isinstance(getattr(hook, "__self__", None), HookOwner)}
+    if not ours:
+        return []
+    hidden = [(module, name, own[name]) for name in _HOOKS]
+    for _, name, entries in hidden:
+        own[name] = type(entries)((i, hook) for i, hook in entries.items() if i not in ours)
+    return hidden

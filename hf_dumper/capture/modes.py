@@ -81,13 +81,21 @@ def refuse_compiled(model: torch.nn.Module) -> None:
         CompiledModelError: torch skips hooks that come after the first compiled call.
     """
     for name, module in model.named_modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or type(module).__name__ == "OptimizedModule":
+        if _is_compiled(module):
             msg = (
                 f"{name or 'The model'!r} is compiled ({type(module).__name__}); torch would skip "
                 "the hooks silently. Dump the model before torch.compile()."
             )
             raise CompiledModelError(msg)
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    """Tell the three ways apart: module.compile(), torch.compile(module), a compiled forward."""
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return True
+    forward = module.__dict__.get("forward")
+    compiled = getattr(forward, "_torchdynamo_orig_callable", None) is not None
+    return compiled or type(module).__name__ == "OptimizedModule"
 
 
 def _refuse(what: str, why: str) -> None:

@@ -93,9 +93,11 @@ class Observer:
 
     def before_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the arguments of a forward of the root module."""
-        if self.failure is not None:
-            return
-        self._dump.flush()
+        if self.failure is None:
+            self._dump.flush()
+            self._guarded(lambda: self._begin_forward(args, kwargs))
+
+    def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = read_inputs(self.model, args, kwargs)
         self.inputs = self.inputs or inputs
         tick = self.clock.tick(inputs)

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from hf_dumper.capture.guard import HookOwner
 from hf_dumper.capture.inputs import parameter_names
-from hf_dumper.capture.snapshot import Snapshot
+from hf_dumper.capture.snapshot import Snapshot, Source
 from hf_dumper.core.slots import leaves
 from hf_dumper.core.types import ROOT
 
@@ -42,7 +43,7 @@ class TapState:
         return self.sequence - 1
 
     def take(
-        self, source: tuple[str, str], slot: str, param: str, call: tuple[int, int], value: Any
+        self, source: Source, slot: str, param: str, call: tuple[int, int], value: Any
     ) -> None:
         """Record a tensor; count anything else."""
         if not isinstance(value, torch.Tensor):
@@ -52,8 +53,25 @@ class TapState:
         else:
             self.snapshot.add(source, slot, param, call, value)
 
+    def take_parts(
+        self, source: Source, prefix: str, param: str | None, call: tuple[int, int], value: Any
+    ) -> None:
+        """Record every tensor inside a value; `param` is the input's name, None for outputs.
 
-class Tap:
+        A dict may hold keys that come out as one name, such as 1 and "1". A second tensor of one
+        name could not be told from the first, so it is counted instead.
+        """
+        seen = set()
+        for slot, leaf in leaves(prefix, value):
+            if slot in seen:
+                self.snapshot.skipped["a second value under one slot name"] += 1
+                continue
+            seen.add(slot)
+            name = "" if param is None else param + slot[len(prefix) :]
+            self.take(source, slot, name, call, leaf)
+
+
+class Tap(HookOwner):
     """The two hooks of one module. They return None, so the model sees nothing of them.
 
     A copy of a tap, made when a hooked submodule is copied or pickled, is inert.
@@ -106,8 +124,7 @@ class Tap:
                 if isinstance(output, torch.Tensor):
                     state.take(self.source, "output", "", (number, index), output)
                 else:
-                    for slot, value in leaves("output", output):
-                        state.take(self.source, slot, "", (number, index), value)
+                    state.take_parts(self.source, "output", None, (number, index), output)
             state.snapshot.calls[index][1] = state.next()
         except Exception as error:  # as above
             state.fail(error)
@@ -121,12 +138,10 @@ class Tap:
             param = params[i] if i < len(params) else ""
             if isinstance(argument, torch.Tensor):
                 take(source, prefix, param, call, argument)
-                continue
-            for slot, value in leaves(prefix, argument):
-                take(source, slot, param + slot[len(prefix) :], call, value)
+            else:
+                self.state.take_parts(source, prefix, param, call, argument)
         for name, argument in kwargs.items():
-            for slot, value in leaves(f"input.{name}", argument):
-                take(source, slot, slot[len("input.") :], call, value)
+            self.state.take_parts(source, f"input.{name}", name, call, argument)
 
 
 class InertTap(Tap):

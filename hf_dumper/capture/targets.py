@@ -5,7 +5,7 @@ import torch
 from hf_dumper.config import DumpConfig
 from hf_dumper.core.selection import match_classes, match_names
 from hf_dumper.core.types import ROOT
-from hf_dumper.errors import SelectionError
+from hf_dumper.errors import ModelError, SelectionError
 
 
 def select_modules(model: torch.nn.Module, config: DumpConfig) -> list[tuple[str, torch.nn.Module]]:
@@ -15,6 +15,9 @@ def select_modules(model: torch.nn.Module, config: DumpConfig) -> list[tuple[str
         SelectionError: nothing is selected; the message names what comes nearest.
     """
     modules = {name or ROOT: module for name, module in model.named_modules()}
+    if modules[ROOT] is not model:
+        msg = f"{type(model).__name__} has a child named {ROOT!r}, which is what dumps call itself."
+        raise ModelError(msg)
     chosen = set(modules)
     if config.layer_name is not None:
         chosen &= match_names(config.layer_name, modules)

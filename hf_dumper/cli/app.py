@@ -6,6 +6,7 @@ import typer
 
 from hf_dumper import __version__
 from hf_dumper.cli.demo import demo
+from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
 from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 
 for command in (demo, run, inspect, show):
-    app.command()(command)
+    app.command()(guarded(command))
 
 
 def _version(wanted: bool) -> None:

@@ -6,8 +6,9 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Final
 
 import typer
 
@@ -43,30 +44,47 @@ _HUB: Final = {
 
 
 def status_of(app: typer.Typer, args: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status; errors go to stderr as one line."""
+    """Run the command that the arguments name and return its exit status."""
+    given = None if args is None else list(args)
     try:
-        given = None if args is None else list(args)
         status = app(given, prog_name=NAME, standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except _UsageError as error:
         print(_usage(error), file=sys.stderr)
-        return IMPOSSIBLE
-    except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get(DEBUG, "0") not in ("", "0"):
-            traceback.print_exception(error)
-        print(f"{NAME}: {explain(error)}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(note, file=sys.stderr)
         return IMPOSSIBLE
     return status if isinstance(status, int) else DONE
 
 
+def guarded(command: Callable[..., int]) -> Callable[..., int]:
+    """Let a command tell its errors on stderr, a line each, and return the status for them.
+
+    This happens inside of typer, which has its own way with interrupts and closed pipes.
+    """
+
+    @wraps(command)
+    def told(*args: Any, **kwargs: Any) -> int:
+        try:
+            status = command(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
+        except (Exception, KeyboardInterrupt) as error:
+            _tell(error)
+            return IMPOSSIBLE
+        return status
+
+    return told
+
+
+def _tell(error: BaseException) -> None:
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    print(f"{NAME}: {explain(error)}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+
+
 def explain(error: BaseException) -> str:
     """Return one line for an error."""
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, KeyboardInterrupt):
         return "interrupted."
     if isinstance(error, HFDumperError):
         return one_line(str(error))
@@ -102,5 +120,5 @@ def one_line(text: str, most: int = 400) -> str:
 def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", None) or NAME
-    told = one_line(error.format_message())  # type: ignore[attr-defined]
-    return f"{command}: {told} See {command} --help."
+    told = one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    return f"{command}: {told}. See {command} --help."

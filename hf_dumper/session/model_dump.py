@@ -79,9 +79,9 @@ class ModelDump:
         self._sink.close()
 
     def _prepare(self, *, overwrite: bool) -> None:
-        self._is_new = overwrite or not (self.path / "manifest.json").exists()
+        is_new = overwrite or not (self.path / "manifest.json").exists()
         mode = self._config.dump_statistics_mode
-        self._fingerprint = fingerprint(self._model)
+        now = fingerprint(self._model)
         self._directory = DirectorySink(
             self.path,
             describe_model(self._model, self._config.to_dict()),
@@ -91,6 +91,7 @@ class ModelDump:
             overwrite=overwrite,
         )
         self._sink = BackgroundSink(self._directory, self.arena)
+        self._is_new, self._fingerprint = is_new, now
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(str(self.path / "tokenizer"))
 

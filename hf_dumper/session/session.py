@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from hf_dumper.capture.facts import (
     result_facts,
 )
 from hf_dumper.capture.generation import DumpLogitsProcessor, DumpStoppingCriteria
-from hf_dumper.capture.guard import GenerateCall, ModelGuard
+from hf_dumper.capture.guard import GenerateCall, HookOwner, ModelGuard
 from hf_dumper.capture.modes import disable_compilation, plan_generation, refuse_compiled
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.seeding import determinism_facts, seeded
@@ -37,9 +36,10 @@ from hf_dumper.errors import (
     TokenNeverReachedWarning,
 )
 from hf_dumper.session.model_dump import ModelDump
+from hf_dumper.session.notices import warn_caller
 
 
-class DumpSession:
+class DumpSession(HookOwner):
     """Dumps every run of a model until it is closed; also a context manager.
 
     A run is one `generate()` of the model, or one bare forward outside of it, and lies complete on
@@ -79,6 +79,7 @@ class DumpSession:
         self._scope: ExitStack | None = None
         self._thread: int | None = None
         self._depth = 0
+        self._outer_error: BaseException | None = None
         self._hooks = ExitStack()
         self._closed = False
         self._dump = ModelDump(model, config, tokenizer)
@@ -176,7 +177,7 @@ class DumpSession:
         msg = "A DumpSession cannot be copied or pickled; the dumped model can."
         raise CaptureError(msg)
 
-    # --- what the guard asks ---------------------------------------------------------------------
+    # --- hooks on and off ------------------------------------------------------------------------
 
     def arm(self) -> None:
         """Put the hooks on the model: the clock first, then the taps, the end of the run last."""
@@ -198,14 +199,14 @@ class DumpSession:
             yield lambda _result: None
             return
         plan = plan_generation(call)
-        refuse_compiled(self._model)
         disable_compilation(call)
         call.add("logits_processor", self._processor)
         call.add("stopping_criteria", self._criteria)
         facts: dict[str, Any] = {"generation_config": dict(plan.options)}
         expected = self._expected(plan.max_new_tokens)
         if not self._begin_run("generate", prompt_facts(call.values, self._tokenizer), expected):
-            yield lambda _result: None
+            with self.pause():
+                yield lambda _result: None
             return
         self._observer.start_generation(plan.eos)
         error: BaseException | None = None
@@ -232,6 +233,7 @@ class DumpSession:
         if self._depth > 1 and not self._was_interrupted():
             return
         if self._scope is None:
+            self._outer_error = sys.exc_info()[1]
             if not self._begin_run("forward", forward_facts(args, kwargs), self._expected(1)):
                 return
             self._observer.start_forward()
@@ -246,7 +248,8 @@ class DumpSession:
         self._observer.after_root(output)
         if not self._observer.clock.generating:
             # An always-called hook is given None for the output of a forward that raised.
-            self._end_run({}, sys.exc_info()[1] if output is None else None)
+            error = sys.exc_info()[1] if output is None else None
+            self._end_run({}, None if error is self._outer_error else error)
 
     def _was_interrupted(self) -> bool:
         """End a bare forward that left no trace, so that this one is not taken for a part of it.
@@ -288,6 +291,7 @@ class DumpSession:
 
     def _begin_run(self, kind: str, prompt: Mapping[str, Any], expected: int) -> bool:
         """Open a run; False when it cannot be written, which is a warning and no more."""
+        refuse_compiled(self._model)
         self._lost = False
         scope = ExitStack()
         if self.config.seed is not None:
@@ -370,8 +374,7 @@ class DumpSession:
         missed = [] if tokens is None else self._tokens.missed(tokens)
         if missed:
             msg = f"Tokens {missed} of token_range were not reached: {tokens} were generated."
-            warnings.warn(msg, TokenNeverReachedWarning, stacklevel=4)
+            warn_caller(msg, TokenNeverReachedWarning)
 
     def _warn_incomplete(self, what: str, error: BaseException) -> None:
-        msg = f"{what}: {error}"
-        warnings.warn(msg, DumpIncompleteWarning, stacklevel=4)
+        warn_caller(f"{what}: {error}", DumpIncompleteWarning)

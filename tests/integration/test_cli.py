@@ -242,7 +242,7 @@ BAD = [
     ("run tiny --prompt x --device-id 3", "device_id=3 selects nothing"),
     ("run tiny --prompt x --dtype f32", "There is no dtype 'f32'. Did you mean 'float32'"),
     ("run tiny --prompt x --temperature 2", "--temperature: without --do-sample"),
-    ("run tiny --prompt x --max-new-tokens 0", "is not in the range x>=1"),
+    ("run tiny --prompt x --max-new-tokens 0", "Invalid value for '--max-new-tokens'"),
     ("run tiny --prompt x --token-range 40", "Nothing was dumped to"),
     ("run tiny --prompt x --config nope.json", "Cannot read 'nope.json': No such file"),
     ("run tiny --prompt x --config broken.json", "broken.json is no JSON"),
@@ -528,6 +528,18 @@ def test_show_says_that_values_were_not_kept(place, cli):
 # --- pipes and terminals --------------------------------------------------------------------------
 
 
+def read_to_the_end(terminal):
+    """Return what is written to a terminal until the other side is closed."""
+    seen = b""
+    try:
+        while more := os.read(terminal, 4096):
+            seen += more
+    except OSError:  # Linux says so when nobody holds the other side any more
+        pass
+    os.close(terminal)
+    return seen
+
+
 def command(*args):
     return [sys.executable, "-c", "from hf_dumper.cli import main; main()", *map(str, args)]
 
@@ -553,9 +565,52 @@ def test_a_pipe_is_quiet_and_a_terminal_shows_progress(place):
     assert piped.stderr == ""
     assert "\x1b" not in piped.stdout
     parent, child = pty.openpty()
-    shown = subprocess.run(args, stdout=subprocess.PIPE, stderr=child, check=True)
-    os.close(child)
-    progress = os.read(parent, 1 << 20).decode()
-    os.close(parent)
-    assert "Loading tiny" in progress
-    assert b"\x1b" not in shown.stdout
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=child) as process:
+        os.close(child)
+        progress = read_to_the_end(parent)
+        assert process.stdout is not None
+        assert b"\x1b" not in process.stdout.read()
+    assert b"Loading tiny" in progress
+
+
+# --- demo -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_demo(place, monkeypatch):
+    """Let the demonstration take the test's model and two prompts of its own."""
+    (place / "p.jsonl").write_text('{"id": "a", "prompt": "one"}\n{"id": "b", "prompt": "two"}\n')
+    monkeypatch.setattr("hf_dumper.model.DEMO_MODEL", str(place / "tiny"))
+    monkeypatch.setattr("hf_dumper.cli.demo.PROMPTS", place / "p.jsonl")
+
+
+def test_the_demo_shows_answers_the_tree_and_how_to_go_on(small_demo, place, cli):
+    status, out, err = cli("demo", "--dump", "d")
+    assert (status, err) == (DONE, "")
+    for part in ("run 0  one → ", "run 1  two → ", "on disk", "layers.0  LlamaDecoderLayer"):
+        assert part in out
+    with opened(place / "d") as reader:
+        options = reader.manifest["identity"]["dump_config"]
+        assert (options["token_range"], options["dump_statistics_mode"]) == ("all", 2)
+        assert reader.manifest["identity"]["dtype"] == "torch.float32"
+
+
+def test_the_commands_and_the_python_that_the_demo_names_work(small_demo, cli):
+    _, out, _ = cli("demo", "--dump", "d")
+    lines = [line.strip() for line in out.splitlines()]
+    shell = [line for line in lines if line.startswith("hf-dumper ") and "MODEL" not in line]
+    assert [cli(*line.split()[1:])[0] for line in shell] == [DONE] * len(shell)
+    python = lines[lines.index("or in Python:") + 1 : lines.index("or with a model of your own:")]
+    values: dict[str, Any] = {}
+    exec("\n".join(python), values)
+    values["dump"].close()
+
+
+def test_the_demo_makes_a_folder_of_its_own(small_demo, place, cli):
+    assert cli("demo")[0] == DONE
+    assert len(list(place.glob("hf_dump_demo_*"))) == 1
+
+
+def test_the_word_demo_is_the_embedded_model(small_demo, cli):
+    run = ("run", "demo", "--prompt", "one", "--max-new-tokens", 1, "--dump", "d", "--self-check")
+    assert cli(*run)[0] == DONE
