@@ -118,9 +118,8 @@ class Snapshot:
         if reason is not None:
             self._skip(source, slot, param, call, tensor, reason)
             return
-        dtype = tensor.dtype
+        dtype, nbytes = tensor.dtype, tensor.nbytes
         shape = tuple(tensor.shape)
-        nbytes = tensor.nbytes
         key = (tensor.data_ptr(), shape, tensor.stride(), dtype, tensor.is_neg())
         owner = self._alias(tensor, nbytes, key)
         span = None

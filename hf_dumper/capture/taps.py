@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,10 +10,8 @@ import torch
 from hf_dumper.capture.guard import HookOwner
 from hf_dumper.capture.inputs import parameter_names
 from hf_dumper.capture.snapshot import Snapshot, Source
-from hf_dumper.core.slots import leaves
+from hf_dumper.core.slots import is_container, leaves
 from hf_dumper.core.types import ROOT
-
-_POSITIONAL = tuple(f"input.{i}" for i in range(64))
 
 
 class TapState:
@@ -45,30 +44,35 @@ class TapState:
     def take(
         self, source: Source, slot: str, param: str, call: tuple[int, int], value: Any
     ) -> None:
-        """Record a tensor; count anything else."""
-        if not isinstance(value, torch.Tensor):
-            self.snapshot.skip_value(value)
-        elif self.device is not None and (value.is_cpu or value.get_device() != self.device):
-            self.snapshot.skipped["on another device"] += 1
-        else:
-            self.snapshot.add(source, slot, param, call, value)
+        """Record an argument or an output: every tensor in it; anything else is counted.
 
-    def take_parts(
-        self, source: Source, prefix: str, param: str | None, call: tuple[int, int], value: Any
-    ) -> None:
-        """Record every tensor inside a value; `param` is the input's name, None for outputs.
-
-        A dict may hold keys that come out as one name, such as 1 and "1". A second tensor of one
-        name could not be told from the first, so it is counted instead.
+        `param` is the input's name in the forward's signature, empty for outputs.
         """
+        if isinstance(value, torch.Tensor):
+            if self.device is not None and (value.is_cpu or value.get_device() != self.device):
+                self.snapshot.skipped["on another device"] += 1
+            else:
+                self.snapshot.add(source, slot, param, call, value)
+        elif is_container(value):
+            self._take_parts(source, slot, param, call, value)
+        else:
+            self.snapshot.skip_value(value)
+
+    def _take_parts(
+        self, source: Source, prefix: str, param: str, call: tuple[int, int], value: Any
+    ) -> None:
+        # A dict may hold keys that come out as one name, such as 1 and "1". A second tensor of
+        # one name could not be told from the first, so it is counted instead.
         seen = set()
         for slot, leaf in leaves(prefix, value):
             if slot in seen:
                 self.snapshot.skipped["a second value under one slot name"] += 1
                 continue
             seen.add(slot)
-            name = "" if param is None else param + slot[len(prefix) :]
-            self.take(source, slot, name, call, leaf)
+            if isinstance(leaf, torch.Tensor):
+                self.take(source, slot, param and param + slot[len(prefix) :], call, leaf)
+            else:
+                self.snapshot.skip_value(leaf)
 
 
 class Tap(HookOwner):
@@ -121,10 +125,7 @@ class Tap(HookOwner):
             if stamp != state.stamp:
                 return
             if state.outputs:
-                if isinstance(output, torch.Tensor):
-                    state.take(self.source, "output", "", (number, index), output)
-                else:
-                    state.take_parts(self.source, "output", None, (number, index), output)
+                state.take(self.source, "output", "", (number, index), output)
             state.snapshot.calls[index][1] = state.next()
         except Exception as error:  # as above
             state.fail(error)
@@ -134,14 +135,9 @@ class Tap(HookOwner):
     ) -> None:
         take, source, params = self.state.take, self.source, self.params
         for i, argument in enumerate(args):
-            prefix = _POSITIONAL[i] if i < len(_POSITIONAL) else f"input.{i}"
-            param = params[i] if i < len(params) else ""
-            if isinstance(argument, torch.Tensor):
-                take(source, prefix, param, call, argument)
-            else:
-                self.state.take_parts(source, prefix, param, call, argument)
+            take(source, input_slot(i), params[i] if i < len(params) else "", call, argument)
         for name, argument in kwargs.items():
-            self.state.take_parts(source, f"input.{name}", name, call, argument)
+            take(source, input_slot(name), name, call, argument)
 
 
 class InertTap(Tap):
@@ -157,6 +153,12 @@ class _Inert:
 
 
 _INERT: Any = _Inert()
+
+
+@lru_cache(maxsize=4096)
+def input_slot(key: int | str) -> str:
+    """Return the slot of a positional or keyword argument."""
+    return f"input.{key}"
 
 
 def tap_modules(

@@ -55,11 +55,13 @@ def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any
             kwargs["local_files_only"] = True
         source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
         hub = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZER}
+        what = repr(name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **hub)
             model = pick_auto_class(source, kwargs).from_pretrained(source, **kwargs)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise ModelError(_why(name, error, is_here=is_here)) from error
+            what = f"the tokenizer of {name!r}"
+            tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+        except Exception as error:  # files of others, read by code of others
+            raise ModelError(_why(name, what, error, is_here=is_here)) from error
     return model, tokenizer
 
 
@@ -131,18 +133,17 @@ def _check_dtype(kwargs: dict[str, Any]) -> None:
     raise ConfigError(msg)
 
 
-def _why(name: str, error: Exception, *, is_here: bool) -> str:
-    if is_here:
-        return f"Cannot load {name!r}: {_readable(error)}"
-    reason = hub_reason(error)
+def _why(name: str, what: str, error: Exception, *, is_here: bool) -> str:
+    reason = None if is_here else hub_reason(error)
     if reason is None:
-        return f"Cannot load {name!r}: {_readable(error)}"
-    return f"Cannot load {name!r}: no folder here has that name, and {reason}.{_near(Path(name))}"
+        return f"Cannot load {what}: {_readable(error)}"
+    return f"Cannot load {what}: no folder here has that name, and {reason}.{_near(Path(name))}"
 
 
 def _readable(error: Exception) -> str:
-    """Return the first sentences of an error; KeyError would only show its key."""
-    text = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
+    """Return the first paragraph of an error, with its class where that is half of the news."""
+    plain = isinstance(error, OSError | ValueError | ImportError)
+    text = str(error) if plain else f"{type(error).__name__}: {error}"
     return one_line(text.strip().split("\n\n")[0])
 
 

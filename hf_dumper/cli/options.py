@@ -135,7 +135,12 @@ class DumpOptions:
     ] = None
     statistics: Annotated[
         Kept | None,
-        Option(help="Kept of each tensor.", show_default="tensors", rich_help_panel=_DUMP),
+        Option(
+            metavar="KIND",
+            help="tensors, statistics or both.",
+            show_default="tensors",
+            rich_help_panel=_DUMP,
+        ),
     ] = None
     layer_name: Annotated[
         Names,

@@ -141,12 +141,11 @@ def finish(
     as_json: bool,
 ) -> int:
     """Print what is in the dump and how to open it; return the exit status."""
-    from hf_dumper.report.terminal import IndexedReader, summary
-    from hf_dumper.store import open_dump
+    from hf_dumper.cli.inspect import open_indexed
+    from hf_dumper.report.terminal import summary
 
     path = Path(str(config.dump_path))
-    with open_dump(path) as reader:
-        assert isinstance(reader, IndexedReader)
+    with open_indexed(path) as reader:
         runs = [summary(reader, r.run) for r in results if r.run is not None]
         if as_json:
             print_json(_as_dict(path, runs, check))
@@ -161,15 +160,14 @@ def _prompts(options: PromptOptions) -> "list[Prompt]":
     from hf_dumper.prompts.files import load_prompts
     from hf_dumper.prompts.prompt import Prompt
 
-    if bool(options.prompt) == bool(options.prompts):
+    if options.column and options.prompts is None:
+        msg = "--column is about --prompts FILE, which is not given."
+        raise ConfigError(msg)
+    if options.prompt and options.prompts is None:
+        return [Prompt(str(i), text=text) for i, text in enumerate(options.prompt)]
+    if options.prompt or options.prompts is None:
         msg = "Give either --prompt TEXT, once or several times, or --prompts FILE."
         raise ConfigError(msg)
-    if options.prompt:
-        if options.column:
-            msg = "--column is about --prompts FILE, which is not given."
-            raise ConfigError(msg)
-        return [Prompt(str(i), text=text) for i, text in enumerate(options.prompt)]
-    assert options.prompts is not None
     path = options.prompts.expanduser()
     with Work(f"Reading {path}"):
         return load_prompts(path, column=options.column, chat=options.chat)

@@ -2,12 +2,24 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 MAX_DEPTH = 16
 """Nesting at which a value is no longer searched; deeper ones, or cycles, are reported."""
+
+
+def is_container(value: Any) -> bool:
+    """Tell whether a value is of a class that `leaves` looks into."""
+    cls: Any = type(value)
+    return _is_container(cls)
+
+
+@lru_cache(maxsize=4096)
+def _is_container(cls: type) -> bool:
+    return issubclass(cls, tuple | list | Mapping) or is_dataclass(cls)
 
 
 def leaves(prefix: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:

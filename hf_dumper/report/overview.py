@@ -14,6 +14,7 @@ from hf_dumper.report.numbers import NOTHING, plural, size
 from hf_dumper.report.records import IndexedReader, ranges
 
 _PARTS = {0: "inputs", 1: "outputs", 2: "inputs and outputs"}
+_SUMS = ("run", "tokens", "tensors", "bytes")
 _KEPT = {0: "tensors", 1: "statistics only", 2: "tensors and statistics"}
 
 
@@ -136,18 +137,22 @@ def _made(manifest: Mapping[str, Any]) -> str:
 
 
 def _runs(runs: list[dict[str, Any]]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("run", "tokens", "tensors", "bytes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("prompt → what the model wrote", overflow="ellipsis", no_wrap=True, ratio=1)
-    for run in runs:
-        table.add_row(
+    rows = [
+        (
             str(run["run"]),
             ranges(run["tokens"]),
             f"{run['records']:,}",
             size(run["bytes"]) if run["bytes"] else NOTHING,
-            conversation(run),
         )
+        for run in runs
+    ]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name, cells in zip(_SUMS, zip(*rows, strict=True), strict=True):
+        widest = max(map(len, (name, *cells)))  # or a long prompt would take their room
+        table.add_column(name, justify="right", no_wrap=True, min_width=widest)
+    table.add_column("prompt → what the model wrote", overflow="ellipsis", no_wrap=True)
+    for row, run in zip(rows, runs, strict=True):
+        table.add_row(*row, conversation(run))
     broken = [run for run in runs if not run["complete"]]
     notes = [Text(f"Run {r['run']} is INCOMPLETE: {r['incomplete']}", "red") for r in broken]
     return Group(table, *notes)

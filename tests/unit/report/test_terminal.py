@@ -177,6 +177,13 @@ def test_the_overview_names_a_run_that_is_not_whole():
     assert "Run 0 is INCOMPLETE: still running, or stopped before its end" in shown
 
 
+def test_a_long_prompt_leaves_the_sums_of_a_run_readable():
+    info = {"complete": True, "kind": "generate", "prompt": {"text": ["word " * 40]}}
+    shown = text(overview(fake([record("a", "output")], info=info)))[-1]
+    assert shown.startswith("  0       0        1  2.05 kB  word word")
+    assert shown.endswith("…")
+
+
 def test_the_overview_keeps_control_characters_from_the_terminal():
     info = {"complete": True, "kind": "generate", "prompt": {"text": ["a\x1b[31m\nb"]}}
     shown = " ".join(text(overview(fake([record("a", "output")], info=info))))
