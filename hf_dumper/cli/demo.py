@@ -78,7 +78,7 @@ def _next_steps(folder: Path) -> list[Text]:
         Text("  from hf_dumper import open_dump"),
         Text(f"  dump = open_dump({str(folder)!r})"),
         Text(f'  dump.load("{module}", "output", token=3, run=0)  # a torch.Tensor'),
-        Text("  dump.statistics(run=0).to_pandas()                       # a row per tensor"),
+        Text("  dump.statistics(run=0).to_pandas()                         # a row per tensor"),
         Text("or with a model of your own:"),
         Text('  hf-dumper run MODEL --prompt "..." --self-check'),
     ]

@@ -1,11 +1,12 @@
 """A dump at a glance: what was dumped, and its runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from hf_dumper.report.numbers import NOTHING, plural, size
 from hf_dumper.report.records import IndexedReader, ranges
 
 _PARTS = {0: "inputs", 1: "outputs", 2: "inputs and outputs"}
+_ARROW = " → "
 _SUMS = ("run", "tokens", "tensors", "bytes")
 _KEPT = {0: "tensors", 1: "statistics only", 2: "tensors and statistics"}
 
@@ -27,7 +29,7 @@ def overview(reader: IndexedReader) -> RenderableType:
         facts.add_row(name, Text(value))
     title = Text.assemble(("Dump ", "bold"), (str(reader.path), "bold cyan"))
     runs = [summary(reader, run) for run in reader.runs()]
-    table = _runs(runs) if runs else Text("There are no runs in this dump.")
+    table: RenderableType = RunTable(runs) if runs else Text("There are no runs in this dump.")
     return Group(title, facts, "", table)
 
 
@@ -136,38 +138,55 @@ def _made(manifest: Mapping[str, Any]) -> str:
     return ", ".join([when, *shown, *([f"seed {seed}"] if seed is not None else [])])
 
 
-def _runs(runs: list[dict[str, Any]]) -> RenderableType:
-    rows = [
-        (
-            str(run["run"]),
-            ranges(run["tokens"]),
-            f"{run['records']:,}",
-            size(run["bytes"]) if run["bytes"] else NOTHING,
-        )
-        for run in runs
-    ]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name, cells in zip(_SUMS, zip(*rows, strict=True), strict=True):
-        widest = max(map(len, (name, *cells)))  # or a long prompt would take their room
-        table.add_column(name, justify="right", no_wrap=True, min_width=widest)
-    table.add_column("prompt → what the model wrote", overflow="ellipsis", no_wrap=True)
-    for row, run in zip(rows, runs, strict=True):
-        table.add_row(*row, conversation(run))
-    broken = [run for run in runs if not run["complete"]]
-    notes = [Text(f"Run {r['run']} is INCOMPLETE: {r['incomplete']}", "red") for r in broken]
-    return Group(table, *notes)
+class RunTable:
+    """A renderable: a line per run, in which the conversation gets the room that is left.
+
+    A table of rich would take that room from the sums.
+    """
+
+    def __init__(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Show what `summary` returned of each run."""
+        self._runs = runs
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        rows = [_sums(run) for run in self._runs]
+        widths = [max(map(len, column)) for column in zip(_SUMS, *rows, strict=True)]
+        room = max(8, options.max_width - sum(widths) - 2 * len(widths))
+        yield Text(_padded(_SUMS, widths) + f"prompt{_ARROW}what the model wrote", "dim")
+        for cells, run in zip(rows, self._runs, strict=True):
+            yield Text(_padded(cells, widths)) + conversation(run, room)
+        for run in self._runs:
+            if not run["complete"]:
+                yield Text(f"Run {run['run']} is INCOMPLETE: {run['incomplete']}", "red")
 
 
-def conversation(run: Mapping[str, Any]) -> Text:
-    """Return the prompt and the answer of the first row of a run, on one line."""
+def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{cell:>{width}}  " for cell, width in zip(cells, widths, strict=True))
+
+
+def _sums(run: Mapping[str, Any]) -> tuple[str, ...]:
+    nbytes = size(run["bytes"]) if run["bytes"] else NOTHING
+    return str(run["run"]), ranges(run["tokens"]), f"{run['records']:,}", nbytes
+
+
+def conversation(run: Mapping[str, Any], room: int) -> Text:
+    """Return the prompt and the answer of the first row of a run on one line of `room` cells.
+
+    Of a long prompt the end is kept, since that is what the model goes on from.
+    """
     if not run.get("prompt"):
-        return Text(NOTHING if run["kind"] != "forward" else "(a forward outside generate())")
-    answer = (run.get("text") or [""])[0]
-    rows = len(run["prompt"])
-    more = f" (and {plural(rows - 1, 'row')})" if rows > 1 else ""
-    return Text.assemble(
-        printable(run["prompt"][0]), (" → ", "dim"), (printable(answer), "green"), more
-    )
+        line = Text(NOTHING if run["kind"] != "forward" else "(a forward outside generate())")
+    else:
+        prompt, answer = printable(run["prompt"][0]), printable((run.get("text") or [""])[0])
+        rows = len(run["prompt"])
+        more = f" (and {plural(rows - 1, 'row')})" if rows > 1 else ""
+        most = max(room // 2, room - cell_len(answer) - len(_ARROW) - len(more))
+        if cell_len(prompt) > most:
+            prompt = "…" + prompt[len(prompt) - most + 1 :]
+        line = Text.assemble(prompt, (_ARROW, "dim"), (answer, "green"), more)
+    line.truncate(room, overflow="ellipsis")
+    return line
 
 
 def printable(text: str) -> str:

@@ -3,7 +3,6 @@
 from hf_dumper.report.lines import lines
 from hf_dumper.report.numbers import plural, size
 from hf_dumper.report.overview import (
-    conversation,
     disk_usage,
     overview,
     printable,
@@ -17,7 +16,6 @@ from hf_dumper.report.tree import tree
 __all__ = [
     "Entry",
     "IndexedReader",
-    "conversation",
     "disk_usage",
     "entries",
     "lines",

@@ -19,10 +19,13 @@ ASSETS = ROOT / "hf_dumper" / "assets"
 MODEL = ASSETS / "demo_model"
 
 STEPS = 30
-TOLERANCE = 5e-3
+TOLERANCE = 1e-3
 """How far a loss of the first 30 steps may be from the recorded one.
 
-PLACEHOLDER
+Measured over 30 steps on one CPU: one, two and four threads give the same bits; narrower vector
+units (AVX2, or none) move a loss by at most 1e-6. Equal bits are still not asked for: another CPU
+or release may add in another order. The recorded losses are rounded to 5e-5. A learning rate one
+percent higher moves a loss by 5e-3, so 1e-3 leaves room for the former and still sees the latter.
 """
 
 
@@ -94,11 +97,11 @@ def test_recipe_repeats_the_recorded_training(
 
 @pytest.mark.usefixtures("one_thread")
 def test_another_learning_rate_is_noticed(recipe: ModuleType, record: dict[str, Any]) -> None:
-    """A learning rate ten percent higher leaves the recorded curve: the tolerance can fail."""
+    """A learning rate five percent higher leaves the recorded curve: the comparison can fail."""
     _, _, losses = recipe.train(
-        CORPUS, record["seed"], record["steps"], 1.1 * record["rate"], stop=STEPS
+        CORPUS, record["seed"], record["steps"], 1.05 * record["rate"], stop=STEPS
     )
-    assert distance(losses, record) > 2 * TOLERANCE
+    assert distance(losses, record) > 5 * TOLERANCE
 
 
 def test_record_tells_a_finished_training(recipe: ModuleType, record: dict[str, Any]) -> None:

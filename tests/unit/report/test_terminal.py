@@ -177,11 +177,14 @@ def test_the_overview_names_a_run_that_is_not_whole():
     assert "Run 0 is INCOMPLETE: still running, or stopped before its end" in shown
 
 
-def test_a_long_prompt_leaves_the_sums_of_a_run_readable():
-    info = {"complete": True, "kind": "generate", "prompt": {"text": ["word " * 40]}}
+def test_a_long_prompt_leaves_room_for_the_sums_and_the_answer():
+    talk = {"prompt": {"text": ["first " * 40 + "last"]}, "generated_text": ["answer " * 40]}
+    info = {"complete": True, "kind": "generate", **talk}
     shown = text(overview(fake([record("a", "output")], info=info)))[-1]
-    assert shown.startswith("  0       0        1  2.05 kB  word word")
+    assert shown.startswith("  0       0        1  2.05 kB  …")
+    assert "last → answer" in shown
     assert shown.endswith("…")
+    assert len(shown) == 80
 
 
 def test_the_overview_keeps_control_characters_from_the_terminal():
