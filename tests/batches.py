@@ -6,7 +6,7 @@ import torch
 import xxhash
 
 from hf_dumper.core.arena import Arena, Chunk, Span
-from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Phase, Record, Tick
+from hf_dumper.core.types import Batch, Description, Phase, Record, Tick
 
 
 def content(tensor: torch.Tensor) -> bytes:
@@ -46,12 +46,12 @@ class BatchMaker:
     def alias(self, module: str, owner: int, slot: str = "output", **fields: Any) -> int:
         """Add a record whose bytes are those of an earlier one."""
         same = self._all[owner]
-        fields |= {name: getattr(same, name) for name in ("dtype", "shape", "hash", "nbytes")}
-        return self._keep(module, slot, fields | {"alias_of": owner, "status": ALIASED})
+        fields |= {name: getattr(same.what, name) for name in ("dtype", "shape", "nbytes")}
+        return self._keep(module, slot, fields | {"alias_of": owner, "hash": same.hash})
 
     def skip(self, module: str, reason: str, slot: str = "output") -> int:
         """Add a record without bytes."""
-        return self._keep(module, slot, {"status": SKIPPED, "reason": reason})
+        return self._keep(module, slot, {"reason": reason})
 
     def part(self) -> Batch:
         """Return what was added since the last batch; the forward goes on."""
@@ -82,22 +82,18 @@ class BatchMaker:
         return span
 
     def _keep(self, module: str, slot: str, fields: dict[str, Any]) -> int:
-        plain: dict[str, Any] = {
+        described: dict[str, Any] = {
             "class_name": "Linear",
             "param": "",
-            "call": 0,
             "op": "",
-            "call_index": 0,
             "axes": "",
             "dtype": "float32",
             "shape": (),
             "device": "cpu",
-            "hash": None,
             "nbytes": 0,
-            "span": None,
-            "alias_of": None,
-            "status": STORED,
-            "reason": "",
         }
-        self._all.append(Record(module=module, slot=slot, **plain | fields))
+        described |= {name: fields.pop(name) for name in described if name in fields}
+        plain = {"call": 0, "call_index": 0, "hash": None, "span": None}
+        what = Description(module=module, slot=slot, **described)
+        self._all.append(Record(what=what, **plain | fields))
         return len(self._all) - 1

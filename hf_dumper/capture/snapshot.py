@@ -10,7 +10,6 @@ counters miss writes through `.data`, so neither alone is proof.
 import ctypes
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -18,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from hf_dumper.core.arena import Arena, Chunk, Span
 from hf_dumper.core.axes import infer_axes
-from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Record, Tick
+from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, Record, Tick
 
 Source: TypeAlias = tuple[str, str]
 """Name and class name of the module that a tensor was seen at."""
@@ -92,8 +91,9 @@ class Snapshot:
         self._records: list[Record] = []
         self._sent = 0
         self._seen: dict[tuple[Any, ...], tuple[int, int]] = {}
-        self._axes: dict[tuple[int, ...], str] = {}
-        self._sizes = (0, 0, 0, 0)
+        self._sizes = (0, 0, 0, False)
+        self._by_sizes: dict[tuple[object, ...], dict[tuple[object, ...], Description]] = {}
+        self._described: dict[tuple[object, ...], Description] = {}
 
     def begin(self, tick: Tick) -> None:
         """Start a forward; one that is still open is ended first."""
@@ -103,8 +103,8 @@ class Snapshot:
     def settle(self, tick: Tick) -> None:
         """Take the tick of the forward in progress, whose sizes the records that follow have."""
         self.tick = tick
-        self._sizes = (tick.rows, tick.cols, tick.keep, tick.past)
-        self._axes = {}
+        self._sizes = (tick.rows, tick.cols, tick.keep, tick.past > 0)
+        self._described = self._by_sizes.setdefault(self._sizes, {})
 
     def add(
         self, source: Source, slot: str, param: str, call: tuple[int, int], tensor: torch.Tensor
@@ -114,32 +114,21 @@ class Snapshot:
         `source` is the module's name and class name, `call` the index of this call of the module
         in the forward and its place in the forward's list of calls.
         """
-        reason = unstorable(tensor)
-        if reason is not None:
-            self._skip(source, slot, param, call, tensor, reason)
+        if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+            self._skip(source, slot, param, call, tensor)
             return
-        dtype, nbytes = tensor.dtype, tensor.nbytes
-        shape = tuple(tensor.shape)
-        key = (tensor.data_ptr(), shape, tensor.stride(), dtype, tensor.is_neg())
-        owner = self._alias(tensor, nbytes, key)
-        span = None
-        if owner is None:
-            span, digest, owner = self._own(tensor, nbytes, key)
-        else:
-            digest = self._seen[key][1]
-        axes = self._axes.get(shape)
-        if axes is None:
-            axes = self._axes[shape] = infer_axes(shape, *self._sizes)
-        status = STORED if owner is None else ALIASED
-        self.counts[status] += 1
-        name, class_name = source
-        number, index = call
-        # fmt: off
-        self._records.append(Record(
-            name, class_name, slot, param, number, "", index, axes, STORABLE[dtype], shape,
-            _device_name(tensor.device), digest, nbytes, span, owner, status, "",
-        ))
-        # fmt: on
+        shape, dtype, pointer = tensor.shape, tensor.dtype, tensor.data_ptr()
+        key = (source[0], slot, shape, dtype, tensor.device)
+        what = self._described.get(key)
+        if what is None or not pointer:
+            if unstorable(tensor) is not None:
+                self._skip(source, slot, param, call, tensor)
+                return
+            what = self._describe(source, slot, param, tensor)
+            self._described[key] = what
+        digest, span, owner = self._own(tensor, what, pointer)
+        self.counts[STORED if owner is None else ALIASED] += 1
+        self._records.append(Record(what, call[0], call[1], digest, span, owner))
         if len(self._records) >= _BATCH:
             self._leave(None, ())
 
@@ -167,40 +156,56 @@ class Snapshot:
         self._sent = 0
         self._seen.clear()
 
-    def _alias(self, tensor: torch.Tensor, nbytes: int, key: tuple[Any, ...]) -> int | None:
-        """Return the record that owns the same bytes, when that can be told without a copy."""
-        seen = self._seen.get(key)
-        if seen is None or not (tensor.is_cpu and tensor.is_contiguous()):
-            return None
-        return seen[0] if xxh3_64_intdigest(_memory_at(key[0], nbytes, _READ)) == seen[1] else None
+    def _describe(self, source: Source, slot: str, param: str, tensor: torch.Tensor) -> Description:
+        shape = tuple(tensor.shape)
+        axes = infer_axes(shape, *self._sizes)
+        dtype, device = STORABLE[tensor.dtype], str(tensor.device)
+        return Description(*source, slot, param, "", axes, dtype, shape, device, tensor.nbytes)
 
     def _own(
-        self, tensor: torch.Tensor, nbytes: int, key: tuple[Any, ...]
-    ) -> tuple[Span | None, int, int | None]:
-        """Copy, and return (span, hash, None), or (None, hash, owner) if the copy was needless."""
-        span = self._copy(tensor, nbytes, key[0])
-        digest = xxh3_64_intdigest(self._view[span.offset : span.offset + nbytes])
-        seen = self._seen.get(key)
-        if seen is not None and seen[1] == digest:
-            span.chunk.used = span.offset
-            return None, digest, seen[0]
-        if nbytes and not tensor.is_complex():  # a conjugated view differs only in a flag
+        self, tensor: torch.Tensor, what: Description, pointer: int
+    ) -> tuple[int, Span | None, int | None]:
+        """Return (hash, bytes, None), or (hash, None, owner) when these bytes were seen before."""
+        nbytes = what.nbytes
+        if _is_literal(tensor):
+            key: tuple[object, ...] = (pointer, what.shape, tensor.dtype)
+            digest = xxh3_64_intdigest(_memory_at(pointer, nbytes, _READ) if nbytes else b"")
+            seen = self._seen.get(key)
+            if seen is not None and seen[1] == digest:
+                return digest, None, seen[0]
+            span = self._copy_bytes(pointer, nbytes)
+        else:
+            key = (pointer, what.shape, tensor.dtype, tensor.stride(), tensor.is_neg())
+            span = self._copy_values(tensor, nbytes)
+            digest = xxh3_64_intdigest(self._view[span.offset : span.offset + nbytes])
+            seen = self._seen.get(key)
+            if seen is not None and seen[1] == digest:
+                span.chunk.used = span.offset
+                return digest, None, seen[0]
+        if nbytes:
             self._seen[key] = (self._sent + len(self._records), digest)
-        return span, digest, None
+        return digest, span, None
 
-    def _copy(self, tensor: torch.Tensor, nbytes: int, pointer: int) -> Span:
+    def _copy_bytes(self, pointer: int, nbytes: int) -> Span:
+        span = self._reserve(nbytes)
+        move = _memmove if nbytes < _LARGE else ctypes.memmove
+        move(span.chunk.address + span.offset, pointer, nbytes)
+        return span
+
+    def _copy_values(self, tensor: torch.Tensor, nbytes: int) -> Span:
+        span = self._reserve(nbytes)
+        if nbytes:
+            memory, count = span.chunk.memory, tensor.numel()
+            flat = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=span.offset)
+            flat.view(tensor.shape).copy_(tensor.detach())
+        return span
+
+    def _reserve(self, nbytes: int) -> Span:
         chunk = self._chunk
         if chunk is None or chunk.used + nbytes > chunk.size:
             chunk = self._next_chunk(nbytes)
         offset = chunk.used
         chunk.used = offset + nbytes
-        if nbytes < _LARGE and tensor.is_cpu and tensor.is_contiguous() and _is_literal(tensor):
-            _memmove(chunk.address + offset, pointer, nbytes)
-        elif nbytes:
-            target = torch.frombuffer(
-                chunk.memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset
-            )
-            target.view(tensor.shape).copy_(tensor.detach())
         return Span(chunk, offset, nbytes)
 
     def _next_chunk(self, nbytes: int) -> Chunk:
@@ -217,23 +222,14 @@ class Snapshot:
         self._send(Batch(cast("Tick", self.tick), records, calls, spent))
 
     def _skip(
-        self,
-        source: Source,
-        slot: str,
-        param: str,
-        call: tuple[int, int],
-        tensor: torch.Tensor,
-        reason: str,
+        self, source: Source, slot: str, param: str, call: tuple[int, int], tensor: torch.Tensor
     ) -> None:
+        reason = unstorable(tensor) or ""
         self.counts[SKIPPED] += 1
         self.skipped[reason] += 1
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        # fmt: off
-        self._records.append(Record(
-            *source, slot, param, call[0], "", call[1], "", dtype, _shape(tensor),
-            _device_name(tensor.device), None, 0, None, None, SKIPPED, reason,
-        ))
-        # fmt: on
+        dtype, device = str(tensor.dtype).removeprefix("torch."), str(tensor.device)
+        what = Description(*source, slot, param, "", "", dtype, _shape(tensor), device, 0)
+        self._records.append(Record(what, *call, None, None, reason=reason))
 
 
 def unstorable(tensor: torch.Tensor) -> str | None:
@@ -252,8 +248,12 @@ def unstorable(tensor: torch.Tensor) -> str | None:
 
 
 def _is_literal(tensor: torch.Tensor) -> bool:
-    """Tell whether the bytes in memory are the values: no pending negation or conjugation."""
-    return not (tensor.is_neg() or tensor.is_conj())
+    """Tell whether the values are plain bytes at one place in this process's memory."""
+    return (
+        tensor.is_cpu
+        and tensor.is_contiguous()
+        and not (tensor.is_neg() or tensor.is_conj())  # flags that a reader of the bytes must apply
+    )
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -261,8 +261,3 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
         return tuple(int(n) for n in tensor.shape)
     except (RuntimeError, TypeError, AttributeError):  # a nested tensor has no shape
         return ()
-
-
-@cache
-def _device_name(device: torch.device) -> str:
-    return str(device)

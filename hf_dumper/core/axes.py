@@ -12,10 +12,11 @@ ROW, POS, ROW_POS, OTHER = "row", "pos", "row*pos", "-"
 
 
 @lru_cache(maxsize=4096)
-def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, past: int) -> str:
+def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, cached: bool) -> str:
     """Return the axes of a tensor seen in a forward of `rows` x `cols` tokens, or "".
 
-    `keep` is the forward's positive `logits_to_keep`, else 0; `past` the number of cached columns.
+    `keep` is the forward's positive `logits_to_keep`, else 0; `cached` tells whether
+    a cache holds more columns.
     Batch first is assumed, as everywhere in transformers: a leading axis of length `rows` is the
     row.
     """
@@ -25,7 +26,7 @@ def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, past: in
     if cols and rows != 1 and shape[0] == rows * cols and n <= 2:
         return _join(ROW_POS, n)
     if shape[0] == rows:
-        return _after_row(shape, cols, keep, past)
+        return _after_row(shape, cols, keep, cached)
     if shape[0] == 1 and n >= 2 and cols and shape[1] == cols:  # positions shared by all rows
         return _join(f"{OTHER},{POS}", n)
     if cols and shape[0] == cols and (n == 1 or (rows == 1 and n == 2)):
@@ -33,19 +34,16 @@ def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, past: in
     return ""
 
 
-def _after_row(shape: tuple[int, ...], cols: int, keep: int, past: int) -> str:
+def _after_row(shape: tuple[int, ...], cols: int, keep: int, cached: bool) -> str:
     n = len(shape)
     if n == 1 or not cols:
         return _join(ROW, n)
-    if n == 4:  # [batch, heads, query, key or channel], the one common 4-D layout
-        second = shape[2] == cols and shape[1] != cols
-        if second and shape[3] == cols and past == 0:
-            return f"{ROW},{OTHER},{POS},{POS}"
-        if second:
-            return f"{ROW},{OTHER},{POS},{OTHER}"
-    if shape[1] == cols:
-        return _join(f"{ROW},{POS}", n)
-    if keep and shape[1] == keep and n == 3:
+    if n == 4 and shape[2] == cols:  # [batch, heads, query, key or channel], the common layout
+        if shape[1] == cols > 1:  # or [batch, query, heads, channel]
+            return ""
+        keys = POS if shape[3] == cols and not cached else OTHER
+        return f"{ROW},{OTHER},{POS},{keys}"
+    if shape[1] == cols or (keep and shape[1] == keep and n == 3):
         return _join(f"{ROW},{POS}", n)
     return _join(ROW, n)
 

@@ -1,7 +1,7 @@
 """The values that travel from a live model to the disk and back.
 
-`Record`, `ModuleCall` and `TensorKey` are named tuples rather than frozen dataclasses: they are
-made once per tensor inside the forward, where a frozen dataclass costs three times as much.
+`Record` and its like are named tuples rather than frozen dataclasses: they are made once per tensor
+inside the forward, where a frozen dataclass costs three times as much.
 """
 
 from collections.abc import Mapping
@@ -63,36 +63,52 @@ class TensorKey(NamedTuple):
     op: str
 
 
-class Record(NamedTuple):
-    """One captured tensor: its key within the forward, its description, and the bytes it owns.
+class Description(NamedTuple):
+    """What a tensor is, without its values: much of it is the same from token to token.
 
-    `span` are the bytes in row-major order, None when the record was skipped or is an alias.
-    `alias_of` is the index, within the forward's records, of the record that owns the same bytes.
-    `call_index` is the index of the module call in the forward's list of calls; the order of
-    completion is known only when the forward ends. `hash` is the xxh3-64 of the bytes.
+    Capture makes one per tensor and shape and uses it again, so that whoever writes records can
+    tell by identity that nothing changed. `nbytes` is the length of the values in bytes.
     """
 
     module: str
     class_name: str
     slot: str
     param: str
-    call: int
     op: str
-    call_index: int
     axes: str
     dtype: str
     shape: tuple[int, ...]
     device: str
-    hash: int | None
     nbytes: int
+
+
+class Record(NamedTuple):
+    """One captured tensor: what it is, where in the forward it was seen, and the bytes it owns.
+
+    `call` counts the calls of the module in the forward; `call_index` is the place of this call in
+    the forward's list of calls, -1 outside of any: the order of completion is known only when the
+    forward ends. `hash` is the xxh3-64 of the bytes. `span` are the bytes in row-major order, None
+    when the record was skipped or is an alias. `alias_of` is the index, within the forward's
+    records, of the record that owns the same bytes. `reason` says why a record was skipped.
+    """
+
+    what: Description
+    call: int
+    call_index: int
+    hash: int | None
     span: Span | None
-    alias_of: int | None
-    status: str
-    reason: str
+    alias_of: int | None = None
+    reason: str = ""
+
+    @property
+    def status(self) -> str:
+        """Whether the record has bytes of its own, those of another, or none."""
+        if self.span is not None:
+            return STORED
+        return SKIPPED if self.alias_of is None else ALIASED
 
 
 STORED, ALIASED, SKIPPED = "stored", "aliased", "skipped"
-"""Values of `Record.status`: bytes of its own, the bytes of another record, or none and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,16 @@ import torch
 
 from hf_dumper.core.arena import Span
 from hf_dumper.core.statistics import FIELDS, Statistics, describe_adjacent
-from hf_dumper.core.types import Record, Tick
+from hf_dumper.core.types import Description, Record, Tick
 from hf_dumper.store.dtypes import has_statistics, tensor_at, torch_dtype
 from hf_dumper.store.layout import INDEX_SCHEMA, POSITIONS_SCHEMA
 from hf_dumper.store.shards import Place
 
 _NO_STATISTICS: Final = (None,) * len(FIELDS)
-_SAME_NAME: Final = ("module", "slot", "param", "call", "op", "axes", "dtype", "shape", "device")
+_DESCRIBED: Final = {"class": "class_name"} | {
+    name: name for name in Description._fields if name != "class_name"
+}
+"""Columns of the index and the fields of a description that they show."""
 
 
 class ForwardTable:
@@ -89,10 +92,13 @@ class ForwardTable:
         return {"seq_in": [a for a, _ in pairs], "seq_out": [b for _, b in pairs]}
 
     def _description(self) -> dict[str, Any]:
-        columns = dict(zip(Record._fields, zip(*self.records, strict=True), strict=False))
-        found = {name: columns.get(name, ()) for name in (*_SAME_NAME, "nbytes", "hash")}
-        rest = {"class": "class_name", "status": "status", "reason": "reason"}
-        return found | {name: columns.get(field, ()) for name, field in rest.items()}
+        return {
+            **self._columns.described(tuple(record.what for record in self.records)),
+            "call": tuple(record.call for record in self.records),
+            "hash": tuple(record.hash for record in self.records),
+            "status": tuple(record.status for record in self.records),
+            "reason": tuple(record.reason for record in self.records),
+        }
 
     def _location(self) -> dict[str, Any]:
         none = (None, None, None)
@@ -117,9 +123,24 @@ class ColumnCache:
     def __init__(self) -> None:
         """Start empty."""
         self._last: dict[str, tuple[Sequence[Any], pa.Array]] = {}
+        self._tuples: tuple[Description, ...] = ()
+        self._arrays: dict[str, pa.Array] = {}
+
+    def described(self, descriptions: tuple[Description, ...]) -> dict[str, pa.Array]:
+        """Return the columns that descriptions have; the same ones give the same arrays."""
+        if not self._arrays or descriptions != self._tuples:
+            fields = ((c, INDEX_SCHEMA.field(c).type, f) for c, f in _DESCRIBED.items())
+            self._arrays = {
+                column: pa.array([getattr(d, name) for d in descriptions], kind)
+                for column, kind, name in fields
+            }
+            self._tuples = descriptions
+        return self._arrays
 
     def array(self, field: pa.Field, values: Sequence[Any]) -> pa.Array:
         """Return the values as an array of the field's type."""
+        if isinstance(values, pa.Array):
+            return values
         last = self._last.get(field.name)
         if last is not None and last[0] == values:
             return last[1]
@@ -135,7 +156,7 @@ def describe_records(records: Sequence[Record]) -> list[Statistics | None]:
     """
     results: list[Statistics | None] = [None] * len(records)
     for members, first, dtype in _stretches(records):
-        sizes = [records[i].nbytes // dtype.itemsize for i in members]
+        sizes = [records[i].what.nbytes // dtype.itemsize for i in members]
         values = tensor_at(first.chunk.memory, first.offset, dtype, (sum(sizes),))
         for i, statistics in zip(members, describe_adjacent(values, sizes), strict=True):
             results[i] = statistics
@@ -149,12 +170,12 @@ def _stretches(records: Sequence[Record]) -> Iterator[tuple[list[int], Span, tor
     name = ""
     for i, record in enumerate(records):
         span = record.span
-        if span is None or not has_statistics(record.dtype):
+        if span is None or not has_statistics(record.what.dtype):
             continue
-        if last is None or record.dtype != name or not _follows(span, last):
+        if last is None or record.what.dtype != name or not _follows(span, last):
             if first is not None:
                 yield members, first, cast("torch.dtype", torch_dtype(name))
-            members, first, name = [], span, record.dtype
+            members, first, name = [], span, record.what.dtype
         members.append(i)
         last = span
     if first is not None:

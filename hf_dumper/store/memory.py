@@ -84,10 +84,10 @@ class MemorySink:
             KeyNotFoundError: there is none that has bytes.
         """
         for tick, record, data, _, _ in reversed(self.records):
-            key = (record.module, record.slot, tick.token, record.call, record.op)
-            dtype = torch_dtype(record.dtype)
+            key = (record.what.module, record.what.slot, tick.token, record.call, record.what.op)
+            dtype = torch_dtype(record.what.dtype)
             if key == (module, slot, token, call, op) and data is not None and dtype is not None:
-                return tensor_at(bytearray(data), 0, dtype, record.shape)
+                return tensor_at(bytearray(data), 0, dtype, record.what.shape)
         msg = f"No tensor {module!r} {slot!r} of token {token}, call {call}, op {op!r}."
         raise KeyNotFoundError(msg)
 

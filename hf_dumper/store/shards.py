@@ -165,7 +165,9 @@ class ShardSet:
             self._shard = None
 
     def _place(self, forward: int, record: Record, span: Span) -> Place:
-        name = tensor_name(forward, record.module, record.slot, record.call, record.op)
+        name = tensor_name(
+            forward, record.what.module, record.what.slot, record.call, record.what.op
+        )
         self._claim(forward, name)
         while True:
             shard = self._shard or self._open(name, record, span)
@@ -193,7 +195,7 @@ class ShardSet:
 
 
 def _entry(name: str, record: Record, begin: int, end: int) -> str:
-    kind = _kind(record.dtype, tuple(record.shape), end - begin)
+    kind = _kind(record.what.dtype, tuple(record.what.shape), end - begin)
     return f'{_quoted(name)}:{{{kind},"data_offsets":[{begin},{end}]}}'
 
 

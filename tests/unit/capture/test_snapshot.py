@@ -89,7 +89,7 @@ def test_another_shape_at_the_same_address_is_no_alias(seen):
 def test_another_dtype_at_the_same_address_is_no_alias(seen):
     x = torch.randn(4)
     seen.add(x, x.view(torch.int32)).done()
-    assert [r.dtype for r in seen.records] == ["float32", "int32"]
+    assert [r.what.dtype for r in seen.records] == ["float32", "int32"]
     assert seen.statuses == [STORED, STORED]
 
 
@@ -170,7 +170,7 @@ def test_every_storable_dtype_keeps_its_bytes(seen, dtype):
     x = torch.arange(48, dtype=torch.uint8).view(-1)
     x = (x % 2).view(torch.bool) if dtype is torch.bool else x.view(dtype)
     seen.add(x).done()
-    assert (seen.records[0].dtype, seen.value(0)) == (STORABLE[dtype], content(x))
+    assert (seen.records[0].what.dtype, seen.value(0)) == (STORABLE[dtype], content(x))
 
 
 SHAPES = {
@@ -193,7 +193,7 @@ SHAPES = {
 def test_any_layout_in_memory_is_recorded_in_row_major_order(seen, name):
     x = SHAPES[name]
     seen.add(torch.ones(1, dtype=torch.bool), x).done()
-    assert (seen.records[1].shape, seen.value(1)) == (tuple(x.shape), content(x))
+    assert (seen.records[1].what.shape, seen.value(1)) == (tuple(x.shape), content(x))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -212,7 +212,7 @@ def test_a_negated_view_is_not_taken_for_what_it_views(seen):
 def test_a_view_stores_only_its_own_bytes(seen):
     big = torch.zeros(1_000_000)
     seen.add(big[:3]).done()
-    assert seen.records[0].nbytes == 12
+    assert seen.records[0].what.nbytes == 12
     assert seen.arena.bytes_in_flight == 0
 
 

@@ -38,7 +38,7 @@ class Recorder:
         return result
 
     def found(self):
-        return [(r.module, r.slot, r.call) for r in self.records]
+        return [(r.what.module, r.what.slot, r.call) for r in self.records]
 
 
 class Three(nn.Module):
@@ -99,7 +99,7 @@ def test_children_complete_before_their_parents():
     root = Three()
     recorder = Recorder(root)
     recorder.run(root, X)
-    outs = {(r.module, r.call): recorder.calls[r.call_index][1] for r in recorder.records}
+    outs = {(r.what.module, r.call): recorder.calls[r.call_index][1] for r in recorder.records}
     assert outs["child", 0] < outs["child", 1] < outs["child", 2] < outs["root", 0]
 
 
@@ -122,7 +122,9 @@ def test_inputs_have_their_parameters_names():
     root = Keywords()
     recorder = Recorder(root)
     recorder.run(root, X, X + 1, X + 2, extra={"a": [X + 3]})
-    params = {r.slot: r.param for r in recorder.records if r.slot.startswith("input")}
+    params = {
+        r.what.slot: r.what.param for r in recorder.records if r.what.slot.startswith("input")
+    }
     assert params == {
         "input.0": "x",
         "input.1": "scale",
@@ -135,7 +137,10 @@ def test_the_parameter_of_a_nested_positional_input_is_nested_too():
     root = Keywords()
     recorder = Recorder(root)
     recorder.run(root, (X, [X + 1]))
-    assert [r.param for r in recorder.records if r.slot.startswith("input")] == ["x.0", "x.1.0"]
+    assert [r.what.param for r in recorder.records if r.what.slot.startswith("input")] == [
+        "x.0",
+        "x.1.0",
+    ]
 
 
 def test_what_is_no_tensor_is_counted_by_its_type():
@@ -154,7 +159,7 @@ def test_one_part_may_be_left_out(inputs, outputs):
     recorder = Recorder(root)
     recorder.state.inputs, recorder.state.outputs = inputs, outputs
     recorder.run(root, X)
-    slots = {r.slot for r in recorder.records}
+    slots = {r.what.slot for r in recorder.records}
     assert slots == ({"input.0"} if inputs else {"output"})
     assert all(out >= 0 for _, out in recorder.calls)
 

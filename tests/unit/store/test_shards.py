@@ -67,7 +67,10 @@ def test_a_type_that_safetensors_lacks_is_stored_as_bytes(tmp_path):
     maker.add("m0", torch.arange(6, dtype=torch.uint8))
     batch = maker.end()
     shards = ShardSet(tmp_path, 0)
-    shards.store(0, [batch.records[0]._replace(dtype="int3", shape=(16,))])
+    shards.store(
+        0,
+        [batch.records[0]._replace(what=batch.records[0].what._replace(dtype="int3", shape=(16,)))],
+    )
     shards.finish()
     assert load_file(tmp_path / "shard-00000.safetensors")["0/m0:output:0"].tolist() == [*range(6)]
 
