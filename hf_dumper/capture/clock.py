@@ -26,10 +26,10 @@ class TokenClock:
         self.open_run(0, generating=False)
 
     def open_run(self, run: int, *, generating: bool, eos: Collection[int] = ()) -> None:
-        """Start a run at token 0. `eos` are the ids after which a row is padding."""
+        """Start a run at token 0. `eos` are the ids that end a row."""
         self._run = run
         self.generating = generating
-        self._eos = np.array(sorted(eos), dtype=np.int64)
+        self._eos = frozenset(eos)
         self.token = 0
         self.forward = -1
         self.prompt_length: int | None = None
@@ -67,10 +67,14 @@ class TokenClock:
         if self.prompt_length is None:
             self.prompt_length = ids.shape[1] - 1
         self.token = ids.shape[1] - self.prompt_length
-        chosen = ids[:, -1].detach().cpu().numpy()
+        if not self._eos:
+            return
+        chosen = ids[:, -1].tolist()
         if self._ended is None:
             self._ended = np.full(len(chosen), np.iinfo(np.int64).max)
-        np.minimum(self._ended, self._columns, out=self._ended, where=np.isin(chosen, self._eos))
+        for row, token in enumerate(chosen):
+            if token in self._eos:
+                self._ended[row] = min(self._ended[row], self._columns)
 
     def _phase(self) -> Phase:
         if not self.generating:

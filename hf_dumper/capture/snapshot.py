@@ -48,6 +48,7 @@ STORABLE = {
 """Names of the dtypes that safetensors 0.8 can hold."""
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+_STRIDED = torch.strided
 
 _BATCH = 64
 """Records after which a batch leaves, so that the writer works while the forward still runs."""
@@ -114,11 +115,11 @@ class Snapshot:
         `source` is the module's name and class name, `call` the index of this call of the module
         in the forward and its place in the forward's list of calls.
         """
-        if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+        if type(tensor) not in _PLAIN or tensor.layout is not _STRIDED:
             self._skip(source, slot, param, call, tensor)
             return
         shape, dtype, pointer = tensor.shape, tensor.dtype, tensor.data_ptr()
-        key = (source[0], slot, shape, dtype, tensor.device)
+        key = (source[0], slot, shape, dtype, tensor.get_device())
         what = self._described.get(key)
         if what is None or not pointer:
             if unstorable(tensor) is not None:

@@ -19,6 +19,18 @@ BLOCK = 1 << 18
 """Elements handled at once: 2 MiB in float64, about what a second-level cache holds."""
 
 
+_CANCELLED = 1e-3
+"""Share of the mean square below which a variance is too small to be had as a difference: the
+rounding errors of float64 would reach its twelfth digit."""
+
+_NOT_NUMPY = frozenset(
+    getattr(torch, name)
+    for name in dir(torch)
+    if name.startswith("float8") or name in ("bfloat16", "bool")
+)
+"""Types that NumPy lacks, or cannot order by `minimum`."""
+
+
 class Statistics(NamedTuple):
     """Statistics of one tensor; all but the counts are over its finite values only.
 
@@ -136,16 +148,14 @@ def describe_adjacent(values: torch.Tensor, sizes: Sequence[int]) -> list[Statis
         values: One-dimensional, on the CPU, of any type but a complex one.
         sizes: Number of elements of each tensor, in order.
     """
-    whole = not values.is_floating_point() and values.dtype != torch.uint64
-    wide = torch.int64 if whole else torch.float64
     results: list[Statistics] = []
     start = 0
     for first, last in _packs(sizes):
         stop = start + sum(sizes[first:last])
         if stop - start > BLOCK:
-            results.append(_describe_large(values[start:stop], wide))
+            results.append(_describe_large(values[start:stop]))
         else:
-            results += _describe_pack(values[start:stop].to(wide).numpy(), sizes[first:last])
+            results += _describe_pack(values[start:stop], sizes[first:last])
         start = stop
     return results
 
@@ -167,36 +177,46 @@ def _catable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
-def _describe_pack(values: NDArray[Any], sizes: Sequence[int]) -> list[Statistics]:
+def _describe_pack(values: torch.Tensor, sizes: Sequence[int]) -> list[Statistics]:
     """Describe many small tensors with one reduction per statistic over all of them."""
     n = np.array([size for size in sizes if size])
     if not n.size:
         return [_Moments().result() for _ in sizes]
     starts = np.concatenate(([0], np.cumsum(n)[:-1]))
+    numbers = values.to(_wide(values)).numpy()
+    narrow = numbers if values.dtype in _NOT_NUMPY else values.numpy()  # half the memory to read
     with np.errstate(invalid="ignore", over="ignore"):
-        totals = np.add.reduceat(values, starts)
-        lows, highs = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-        means = totals / n
-        deviations = values - np.repeat(means, n)
-        np.multiply(deviations, deviations, out=deviations)
-        squares = np.add.reduceat(deviations, starts)
-        zeros = np.add.reduceat(values == 0, starts, dtype=np.int64)
-        l2 = np.hypot(np.sqrt(squares), np.sqrt(n) * means)
-        columns = [lows, highs, means, np.sqrt(squares / n), l2, totals]
-        columns += [np.maximum(np.abs(lows.astype(float)), np.abs(highs.astype(float)))]
-    numbers = [column.astype(np.float64).tolist() for column in columns]
-    rows = zip(n.tolist(), *numbers, zeros.tolist(), strict=True)
+        lows, highs = np.minimum.reduceat(narrow, starts), np.maximum.reduceat(narrow, starts)
+        lows, highs = lows.astype(np.float64), highs.astype(np.float64)
+        equal = narrow == 0
+        zeros = np.add.reduceat(equal, starts, dtype=np.int64) if equal.any() else 0 * n
+        totals = np.add.reduceat(numbers, starts)
+        numbers = numbers.astype(np.float64, copy=values.dtype == torch.float64)  # not the caller's
+        np.multiply(numbers, numbers, out=numbers)
+        sums = np.add.reduceat(numbers, starts)
+        means, squares = totals / n, sums / n
+        variances = squares - means * means
+    absmax, totals = np.maximum(np.abs(lows), np.abs(highs)), totals.astype(np.float64)
+    columns = [lows, highs, means, np.sqrt(variances.clip(0)), np.sqrt(sums), totals, absmax]
+    rows = zip(n.tolist(), *(c.tolist() for c in columns), zeros.tolist(), strict=True)
     found = [Statistics._make((*row, 0, 0, 0)) for row in rows]
-    # A sum is finite only if every value is: the masks are needed for these tensors alone.
-    for i in np.flatnonzero(~np.isfinite(totals)):
-        found[i] = _describe_large(torch.from_numpy(values[starts[i] : starts[i] + n[i]]))
+    # A sum is finite only if every value is; and the variance of values far from 0 would be lost
+    # in the difference. These tensors are described again, with masks and around their mean.
+    for i in np.flatnonzero(~(variances > _CANCELLED * squares) | ~np.isfinite(sums)):
+        found[i] = _describe_large(values[starts[i] : starts[i] + n[i]])
     filled = iter(found)
     return [next(filled) if size else _Moments().result() for size in sizes]
 
 
-def _describe_large(tensor: torch.Tensor, wide: torch.dtype = torch.float64) -> Statistics:
+def _wide(values: torch.Tensor) -> torch.dtype:
+    """Return the type to accumulate in: exact for integers, but for the largest."""
+    whole = not values.is_floating_point() and values.dtype != torch.uint64
+    return torch.int64 if whole else torch.float64
+
+
+def _describe_large(tensor: torch.Tensor) -> Statistics:
     """Describe one tensor block by block, so that memory does not grow with it."""
     moments = _Moments(count=tensor.numel())
     for start in range(0, tensor.numel(), BLOCK):
-        moments.add(tensor[start : start + BLOCK].to(wide).numpy())
+        moments.add(tensor[start : start + BLOCK].to(_wide(tensor)).numpy())
     return moments.result()

@@ -55,11 +55,15 @@ class GrowingFile:
     Nothing is buffered, so that after a kill the file holds everything that was appended.
     """
 
-    def __init__(self, path: Path, head: bytes = b"") -> None:
-        """Create the file, which must not exist, with `head` as its first bytes."""
+    def __init__(self, path: Path, head: bytes = b"", flags: int = 0) -> None:
+        """Create the file, which must not exist, with `head` as its first bytes.
+
+        `flags` are those of the operating system, beyond what every such file needs.
+        """
         self.path = path
         self.end = 0
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o666)
         try:
             self.append([memoryview(head)])
         except BaseException:

@@ -9,7 +9,7 @@ import torch
 
 from hf_dumper.core.arena import Span
 from hf_dumper.core.statistics import FIELDS, Statistics, describe_adjacent
-from hf_dumper.core.types import Description, Record, Tick
+from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Description, Record, Tick
 from hf_dumper.store.dtypes import has_statistics, tensor_at, torch_dtype
 from hf_dumper.store.layout import INDEX_SCHEMA, POSITIONS_SCHEMA
 from hf_dumper.store.shards import Place
@@ -52,8 +52,7 @@ class ForwardTable:
 
     def index(self, calls: Sequence[tuple[int, int]]) -> pa.RecordBatch:
         """Return the rows of the index; `calls` are (seq_in, seq_out), -1 for not returned."""
-        columns = self._keys() | self._order(calls) | self._description()
-        columns |= self._location() | self._numbers()
+        columns = self._keys() | self._records(calls) | self._location() | self._numbers()
         arrays = [self._columns.array(field, columns[field.name]) for field in INDEX_SCHEMA]
         return pa.RecordBatch.from_arrays(arrays, schema=INDEX_SCHEMA)
 
@@ -83,21 +82,23 @@ class ForwardTable:
         }
         return {name: (value,) * n for name, value in values.items()}
 
-    def _order(self, calls: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        order: list[tuple[int | None, int | None]] = [
-            (start, None if end < 0 else end) for start, end in calls
-        ]
+    def _records(self, calls: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        columns = zip(*self.records, strict=True) if self.records else ((),) * len(Record._fields)
+        whats, numbers, indices, hashes, spans, owners, reasons = columns
+        order: list[tuple[int | None, int | None]]
+        order = [(start, None if end < 0 else end) for start, end in calls]
         order.append((None, None))  # call_index -1: a tensor that belongs to no module call
-        pairs = [order[record.call_index] for record in self.records]
-        return {"seq_in": [a for a, _ in pairs], "seq_out": [b for _, b in pairs]}
-
-    def _description(self) -> dict[str, Any]:
         return {
-            **self._columns.described(tuple(record.what for record in self.records)),
-            "call": tuple(record.call for record in self.records),
-            "hash": tuple(record.hash for record in self.records),
-            "status": tuple(record.status for record in self.records),
-            "reason": tuple(record.reason for record in self.records),
+            **self._columns.described(whats),
+            "seq_in": [order[i][0] for i in indices],
+            "seq_out": [order[i][1] for i in indices],
+            "call": numbers,
+            "hash": hashes,
+            "status": [
+                STORED if span is not None else SKIPPED if owner is None else ALIASED
+                for span, owner in zip(spans, owners, strict=True)
+            ],
+            "reason": reasons,
         }
 
     def _location(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def partial_name(name: str) -> str:
     return Path(name).with_suffix(".partial").name
 
 
-def tensor_name(forward: int, module: str, slot: str, call: int, op: str) -> str:
+def tensor_name(forward: int | str, module: str, slot: str, call: int, op: str) -> str:
     """Return the name of a tensor inside its shard."""
     name = f"{forward}/{module}:{slot}:{call}"
     return f"{name}:{op}" if op else name

@@ -7,15 +7,14 @@ which safetensors accepts. The data begins on a page boundary, as unbuffered wri
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from hf_dumper.core.arena import Span
-from hf_dumper.core.types import Record
+from hf_dumper.core.types import Description, Record
 from hf_dumper.errors import DumpWriteError
+from hf_dumper.store.direct import grow
 from hf_dumper.store.dtypes import stored_as
-from hf_dumper.store.files import GrowingFile
 from hf_dumper.store.layout import PAGE, partial_name, shard_name, tensor_name
 
 SHARD_BYTES: Final = 4 << 30
@@ -25,9 +24,11 @@ LEAST_HEAD, FIRST_HEAD, MOST_HEAD = 4 << 10, 1 << 20, 8 << 20
 ENTRY_BYTES: Final = 160
 """Typical length of one entry of a header, to choose the room of the first shard."""
 
+DIRECT_RECORDS: Final = 1000
+"""Records from which a run is worth writing around the page cache; for fewer, each write's latency
+counts for more than the copy into the cache."""
+
 _LENGTH_BYTES: Final = 8
-_quoted: Final = json.encoder.encode_basestring_ascii
-"""What json.dumps calls for a string, a fifth of its time."""
 
 
 class Place(NamedTuple):
@@ -41,14 +42,18 @@ class Place(NamedTuple):
 class Shard:
     """One open shard. What was added is in the file, and in the header, once `flush` returns."""
 
-    def __init__(self, folder: Path, number: int, head: int) -> None:
-        """Create the file; `head` is the least number of bytes to reserve before the data."""
+    def __init__(self, folder: Path, number: int, head: int, *, direct: bool = False) -> None:
+        """Create the file; `head` is the least number of bytes to reserve before the data.
+
+        `direct` asks for writes around the page cache.
+        """
         self.name = shard_name(number)
         self.data_start = -(-head // PAGE) * PAGE
         self.room = self.data_start - _LENGTH_BYTES
         self._final = folder / self.name
         # Zeros and not a hole: the header must find its room on a full disk, too.
-        self._file = GrowingFile(folder / partial_name(self.name), bytes(self.data_start))
+        path = folder / partial_name(self.name)
+        self._file = grow(path, bytes(self.data_start), direct=direct)
         self._entries: list[str] = []
         self._waiting: list[str] = []
         self._extents: list[Span] = []
@@ -61,16 +66,16 @@ class Shard:
         """Bytes of the tensors added so far."""
         return self._end - self.data_start
 
-    def add(self, name: str, record: Record, span: Span, most_bytes: int) -> Place | None:
+    def add(self, label: "Label", forward: int, span: Span, most_bytes: int) -> Place | None:
         """Queue a tensor and return its place, or None when it does not fit any more."""
-        begin = self.data_bytes
+        begin = self._end - self.data_start
         if begin and begin + span.nbytes > most_bytes:
             return None
-        entry = _entry(name, record, begin, begin + span.nbytes)
+        entry = label.entry(forward, begin, begin + span.nbytes)
         needed = self._waiting_bytes + len(entry) + len(",")
         if self._header_bytes + needed > self.room:
             return None
-        place = Place(self.name, name, self._end)
+        place = Place(self.name, f"{forward}{label.tail}", self._end)
         self._waiting_bytes = needed
         self._waiting.append(entry)
         self._extend(span)
@@ -126,8 +131,10 @@ class ShardSet:
         self._shard: Shard | None = None
         self._count = 0
         self._bytes = 0
+        self._direct = expected_records >= DIRECT_RECORDS
         self._forward = -1
-        self._names: set[str] = set()
+        self._tails: set[str] = set()
+        self._labels: dict[tuple[int, int], Label] = {}
 
     @property
     def bytes(self) -> int:
@@ -165,41 +172,56 @@ class ShardSet:
             self._shard = None
 
     def _place(self, forward: int, record: Record, span: Span) -> Place:
-        name = tensor_name(
-            forward, record.what.module, record.what.slot, record.call, record.what.op
-        )
-        self._claim(forward, name)
+        label = self._label(record)
+        self._claim(forward, label)
         while True:
-            shard = self._shard or self._open(name, record, span)
-            place = shard.add(name, record, span, self._most_bytes)
+            shard = self._shard or self._open(label, forward, span)
+            place = shard.add(label, forward, span, self._most_bytes)
             if place is not None:
                 return place
             self.finish()
 
-    def _claim(self, forward: int, name: str) -> None:
+    def _label(self, record: Record) -> "Label":
+        # By identity: descriptions are used again, and comparing them would cost more than a label.
+        key = (id(record.what), record.call)
+        label = self._labels.get(key)
+        if label is None or label.what is not record.what:
+            label = self._labels[key] = Label(record.what, record.call)
+        return label
+
+    def _claim(self, forward: int, label: "Label") -> None:
         # Names hold the forward, so they can only clash within one: the set stays small.
         if forward != self._forward:
             self._forward = forward
-            self._names.clear()
-        if name in self._names:
-            msg = f"Two tensors of one forward are named {name!r}; a shard can hold only one."
+            self._tails.clear()
+        if label.tail in self._tails:
+            msg = f"Two tensors of one forward are named {label.tail!r}; a shard can hold only one."
             raise DumpWriteError(msg)
-        self._names.add(name)
+        self._tails.add(label.tail)
 
-    def _open(self, name: str, record: Record, span: Span) -> Shard:
-        needed = len(_entry(name, record, 0, span.nbytes)) + len("{}") + _LENGTH_BYTES
-        self._shard = Shard(self._folder, self._count, max(self._head, needed))
+    def _open(self, label: "Label", forward: int, span: Span) -> Shard:
+        needed = len(label.entry(forward, 0, span.nbytes)) + len("{}") + _LENGTH_BYTES
+        head = max(self._head, needed)
+        self._shard = Shard(self._folder, self._count, head, direct=self._direct)
+        self._direct = True
         self._count += 1
         self._head = min(self._head * 2, MOST_HEAD)
         return self._shard
 
 
-def _entry(name: str, record: Record, begin: int, end: int) -> str:
-    kind = _kind(record.what.dtype, tuple(record.what.shape), end - begin)
-    return f'{_quoted(name)}:{{{kind},"data_offsets":[{begin},{end}]}}'
+class Label:
+    """What a tensor is called in a shard, but for the forward, which comes first in the name."""
 
+    __slots__ = ("_after", "tail", "what")
 
-@lru_cache(maxsize=4096)  # every forward repeats the types and shapes of the one before
-def _kind(dtype: str, shape: tuple[int, ...], nbytes: int) -> str:
-    code, stored_shape = stored_as(dtype, shape, nbytes)
-    return f'"dtype":"{code}","shape":{json.dumps(stored_shape, separators=(",", ":"))}'
+    def __init__(self, what: Description, call: int) -> None:
+        """Prepare the name, and the text of the header around its offsets."""
+        self.what = what
+        self.tail = tensor_name("", what.module, what.slot, call, what.op)
+        code, shape = stored_as(what.dtype, what.shape, what.nbytes)
+        quoted = json.dumps(self.tail)[1:]
+        self._after = f'{quoted}:{{"dtype":"{code}","shape":{json.dumps(shape)},"data_offsets":['
+
+    def entry(self, forward: int, begin: int, end: int) -> str:
+        """Return the header's entry for the tensor of a forward."""
+        return f'"{forward}{self._after}{begin},{end}]}}'

@@ -38,7 +38,7 @@ CASES = [
 AMBIGUOUS = [
     ((2, 2, 64), 2, 2, 0, 0, "row,pos,-"),  # rows equal columns: batch first is assumed
     ((1, 64), 1, 1, 0, 0, "row,-"),  # one row, one token, pooled or flattened: row is true of both
-    ((2, 7, 7, 16), 2, 7, 0, 0, "row,pos,-,-"),  # heads equal tokens: the first that fits
+    ((2, 7, 7, 16), 2, 7, 0, 0, ""),  # heads equal tokens: the first that fits
     ((4, 64), 2, 2, 0, 0, "row*pos,-"),
 ]
 
