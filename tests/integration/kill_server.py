@@ -123,7 +123,8 @@ def main() -> None:
     for i in range(kills):
         path = folder / f"{i:03d}"
         progress = kill_one(model, path, chance.uniform(0, 0.2))
-        print(json.dumps(inspect(path, progress)), flush=True)
+        sys.stdout.write(json.dumps(inspect(path, progress)) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
