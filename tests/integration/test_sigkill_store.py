@@ -8,6 +8,7 @@ from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import xxhash
@@ -17,6 +18,8 @@ from hf_dumper.core.types import Batch, RunInfo, RunResult
 from hf_dumper.errors import DumpFormatError, DumpNotFoundError
 from hf_dumper.store import BackgroundSink, DirectorySink, NativeReader
 from tests.batches import BatchMaker, content
+
+pa.array([0])  # imports pandas, here once for all children, which are to be killed at other work
 
 KILLS = 200
 FORWARDS = 5
