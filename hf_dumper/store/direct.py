@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hf_dumper.store.files import GrowingFile
 from hf_dumper.store.layout import PAGE
 
-BUFFER_BYTES: Final = 4 << 20
+BUFFER_BYTES: Final = 1 << 20
 
 
 class DirectFile(GrowingFile):
@@ -86,9 +86,9 @@ class DirectFile(GrowingFile):
         self._buffer[: self._held] = self._buffer[whole : whole + self._held].copy()
 
 
-def grow(path: Path, head: bytes, *, direct: bool) -> GrowingFile:
-    """Create a growing file, around the page cache if that is wanted and can be had."""
-    if direct and hasattr(os, "O_DIRECT"):
+def grow(path: Path, head: bytes) -> GrowingFile:
+    """Create a growing file, written around the page cache where that can be done."""
+    if hasattr(os, "O_DIRECT"):
         try:
             return DirectFile(path, head)
         except OSError as error:

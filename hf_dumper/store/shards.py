@@ -24,10 +24,6 @@ LEAST_HEAD, FIRST_HEAD, MOST_HEAD = 4 << 10, 1 << 20, 8 << 20
 ENTRY_BYTES: Final = 160
 """Typical length of one entry of a header, to choose the room of the first shard."""
 
-DIRECT_RECORDS: Final = 1000
-"""Records from which a run is worth writing around the page cache; for fewer, each write's latency
-counts for more than the copy into the cache."""
-
 _LENGTH_BYTES: Final = 8
 
 
@@ -42,18 +38,15 @@ class Place(NamedTuple):
 class Shard:
     """One open shard. What was added is in the file, and in the header, once `flush` returns."""
 
-    def __init__(self, folder: Path, number: int, head: int, *, direct: bool = False) -> None:
-        """Create the file; `head` is the least number of bytes to reserve before the data.
-
-        `direct` asks for writes around the page cache.
-        """
+    def __init__(self, folder: Path, number: int, head: int) -> None:
+        """Create the file; `head` is the least number of bytes to reserve before the data."""
         self.name = shard_name(number)
         self.data_start = -(-head // PAGE) * PAGE
         self.room = self.data_start - _LENGTH_BYTES
         self._final = folder / self.name
         # Zeros and not a hole: the header must find its room on a full disk, too.
         path = folder / partial_name(self.name)
-        self._file = grow(path, bytes(self.data_start), direct=direct)
+        self._file = grow(path, bytes(self.data_start))
         self._entries: list[str] = []
         self._waiting: list[str] = []
         self._extents: list[Span] = []
@@ -131,7 +124,6 @@ class ShardSet:
         self._shard: Shard | None = None
         self._count = 0
         self._bytes = 0
-        self._direct = expected_records >= DIRECT_RECORDS
         self._forward = -1
         self._tails: set[str] = set()
         self._labels: dict[tuple[int, int], Label] = {}
@@ -201,9 +193,7 @@ class ShardSet:
 
     def _open(self, label: "Label", forward: int, span: Span) -> Shard:
         needed = len(label.entry(forward, 0, span.nbytes)) + len("{}") + _LENGTH_BYTES
-        head = max(self._head, needed)
-        self._shard = Shard(self._folder, self._count, head, direct=self._direct)
-        self._direct = True
+        self._shard = Shard(self._folder, self._count, max(self._head, needed))
         self._count += 1
         self._head = min(self._head * 2, MOST_HEAD)
         return self._shard

@@ -15,7 +15,7 @@ SIZES = (1, 5, PAGE - 6, PAGE, PAGE + 1, 0, BUFFER_BYTES + 3, 17, 3 * BUFFER_BYT
 
 @pytest.fixture
 def direct(tmp_path):
-    file = grow(tmp_path / "direct", HEAD, direct=True)
+    file = grow(tmp_path / "direct", HEAD)
     if not isinstance(file, DirectFile):
         pytest.skip("the file system of the temporary folder has no O_DIRECT")
     yield file
@@ -72,11 +72,11 @@ def test_a_file_system_without_direct_access_gets_a_plain_file(tmp_path, monkeyp
         return real(path, flags, *mode)
 
     monkeypatch.setattr(os, "open", refuse)
-    file = grow(tmp_path / "plain", HEAD, direct=True)
+    file = grow(tmp_path / "plain", HEAD)
     file.close()
     assert type(file) is GrowingFile
 
 
 def test_a_folder_that_cannot_be_written_is_not_taken_for_that(tmp_path):
     with pytest.raises(FileNotFoundError):
-        grow(tmp_path / "missing" / "file", HEAD, direct=True)
+        grow(tmp_path / "missing" / "file", HEAD)

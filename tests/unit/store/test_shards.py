@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from hf_dumper.core.arena import Arena
 from hf_dumper.errors import DumpWriteError
+from hf_dumper.store.direct import DirectFile
 from hf_dumper.store.files import GrowingFile
 from hf_dumper.store.shards import FIRST_HEAD, LEAST_HEAD, ShardSet
 from tests.batches import BatchMaker, content
@@ -17,6 +18,20 @@ DTYPES = [
     "bool uint8 int8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64",
     "complex64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu",
 ]
+
+
+@pytest.fixture(params=["direct", "plain"], autouse=True)
+def way(request, monkeypatch):
+    """Run every test around the page cache, where that can be done, and through it."""
+    if request.param == "plain":
+        monkeypatch.setattr("hf_dumper.store.shards.grow", GrowingFile)
+
+
+def opened(used, path, head):
+    try:
+        return used(path, head)
+    except OSError:
+        pytest.skip("the file system of the temporary folder has no O_DIRECT")
 
 
 def header_of(path):
@@ -172,15 +187,17 @@ def test_a_tensor_larger_than_a_chunk_is_whole(tmp_path):
     assert all(torch.equal(found[f"0/m{i}:output:0"], t) for i, t in enumerate(tensors))
 
 
-def test_adjacent_spans_are_one_write(tmp_path, monkeypatch):
+@pytest.mark.parametrize("used", [DirectFile, GrowingFile])
+def test_adjacent_spans_are_one_write(tmp_path, monkeypatch, used):
     extents = []
-    append = GrowingFile.append
+    append = used.append
 
     def count(self, views):
         extents.append(len(views))
         append(self, views)
 
-    monkeypatch.setattr(GrowingFile, "append", count)
+    monkeypatch.setattr(used, "append", count)
+    monkeypatch.setattr("hf_dumper.store.shards.grow", lambda path, head: opened(used, path, head))
     write(tmp_path, *[torch.ones(5)] * 20)
     assert extents[1:] == [1, 0]  # the first is the room, the last flush has nothing left
 
@@ -234,7 +251,8 @@ def test_a_failed_write_leaves_a_shard_that_opens(tmp_path, monkeypatch):
     shards.store(0, maker.part().records)
     maker.add("lost", torch.ones(9))
     with monkeypatch.context() as patch:
-        patch.setattr("os.writev", lambda fd, views: raise_full())
+        patch.setattr("os.writev", lambda *_: raise_full())
+        patch.setattr("os.pwrite", lambda *_: raise_full())
         with pytest.raises(OSError, match="No space"):
             shards.store(0, maker.end().records)
     shards.finish()
