@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -184,30 +184,69 @@ def _describe_pack(values: torch.Tensor, sizes: Sequence[int]) -> list[Statistic
     if not n.size:
         return [_Moments().result() for _ in sizes]
     starts = np.concatenate(([0], np.cumsum(n)[:-1]))
+    found = _finish(n, _sums(values, starts))
+    exact = (
+        statistics or _describe_exactly(values[start : start + size])
+        for statistics, start, size in zip(found, starts.tolist(), n.tolist(), strict=True)
+    )
+    return [next(exact) if size else _Moments().result() for size in sizes]
+
+
+def _describe_large(values: torch.Tensor) -> Statistics:
+    """Describe one tensor block by block, so that memory does not grow with it."""
+    blocks = [_sums(block, np.array([0])) for block in values.split(BLOCK)]
+    lows, highs, totals, squares, zeros = (np.concatenate(c) for c in zip(*blocks, strict=True))
+    sums = lows.min(), highs.max(), totals.sum(), squares.sum(), zeros.sum()
+    (found,) = _finish(np.array([values.numel()]), tuple(np.atleast_1d(s) for s in sums))
+    return found or _describe_exactly(values)
+
+
+_Sums: TypeAlias = tuple[NDArray[Any], ...]
+"""Per segment: least, greatest, sum, sum of squares, number of zeros."""
+
+
+def _sums(values: torch.Tensor, starts: NDArray[np.intp]) -> _Sums:
+    """Reduce the segments that begin at `starts`, of at most BLOCK values in all."""
     numbers = _scratch.widened(values)
     narrow = numbers if values.dtype in _NOT_NUMPY else values.numpy()  # half the memory to read
     with np.errstate(invalid="ignore", over="ignore"):
         lows, highs = np.minimum.reduceat(narrow, starts), np.maximum.reduceat(narrow, starts)
-        lows, highs = lows.astype(np.float64), highs.astype(np.float64)
         totals = np.add.reduceat(numbers, starts)
         equal = narrow == 0
-        zeros = np.add.reduceat(equal, starts, dtype=np.int64) if equal.any() else 0 * n
+        zeros = np.add.reduceat(equal, starts, dtype=np.int64) if equal.any() else 0 * starts
         if numbers.dtype != np.float64:
             numbers = numbers.astype(np.float64)
         np.multiply(numbers, numbers, out=numbers)
-        sums = np.add.reduceat(numbers, starts)
-        means, squares = totals / n, sums / n
-        variances = squares - means * means
-    absmax, totals = np.maximum(np.abs(lows), np.abs(highs)), totals.astype(np.float64)
-    columns = [lows, highs, means, np.sqrt(variances.clip(0)), np.sqrt(sums), totals, absmax]
+        squares = np.add.reduceat(numbers, starts)
+    return lows.astype(np.float64), highs.astype(np.float64), totals, squares, zeros
+
+
+def _finish(n: NDArray[np.intp], sums: _Sums) -> list[Statistics | None]:
+    """Return the statistics that follow from sums over `n` values, None where they do not.
+
+    A sum of squares is finite only if every value is. And the variance of values far from 0 would
+    be lost in the difference of two large numbers.
+    """
+    lows, highs, totals, squares, zeros = sums
+    with np.errstate(invalid="ignore", over="ignore"):
+        means, mean_squares = totals / n, squares / n
+        variances = mean_squares - means * means
+        good = (variances > _CANCELLED * mean_squares) & np.isfinite(squares)
+        columns = [lows, highs, means, np.sqrt(variances.clip(0)), np.sqrt(squares)]
+        columns += [totals.astype(np.float64), np.maximum(np.abs(lows), np.abs(highs))]
     rows = zip(n.tolist(), *(c.tolist() for c in columns), zeros.tolist(), strict=True)
-    found = [Statistics._make((*row, 0, 0, 0)) for row in rows]
-    # A sum is finite only if every value is; and the variance of values far from 0 would be lost
-    # in the difference. These tensors are described again, with masks and around their mean.
-    for i in np.flatnonzero(~(variances > _CANCELLED * squares) | ~np.isfinite(sums)):
-        found[i] = _describe_large(values[starts[i] : starts[i] + n[i]])
-    filled = iter(found)
-    return [next(filled) if size else _Moments().result() for size in sizes]
+    return [
+        Statistics._make((*row, 0, 0, 0)) if ok else None
+        for row, ok in zip(rows, good.tolist(), strict=True)
+    ]
+
+
+def _describe_exactly(values: torch.Tensor) -> Statistics:
+    """Describe one tensor with masks, and with its deviations from the mean."""
+    moments = _Moments(count=values.numel())
+    for block in values.split(BLOCK):
+        moments.add(block.to(_wide(values)).numpy())
+    return moments.result()
 
 
 class _Scratch(threading.local):
@@ -232,11 +271,3 @@ def _wide(values: torch.Tensor) -> torch.dtype:
     """Return the type to accumulate in: exact for integers, but for the largest."""
     whole = not values.is_floating_point() and values.dtype != torch.uint64
     return torch.int64 if whole else torch.float64
-
-
-def _describe_large(tensor: torch.Tensor) -> Statistics:
-    """Describe one tensor block by block, so that memory does not grow with it."""
-    moments = _Moments(count=tensor.numel())
-    for start in range(0, tensor.numel(), BLOCK):
-        moments.add(tensor[start : start + BLOCK].to(_wide(tensor)).numpy())
-    return moments.result()

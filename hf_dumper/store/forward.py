@@ -20,6 +20,9 @@ _DESCRIBED: Final = {"class": "class_name"} | {
 }
 """Columns of the index and the fields of a description that they show."""
 
+_COLUMNS: Final = [(field.name, field.type) for field in INDEX_SCHEMA]
+"""As Python objects: Arrow makes new ones whenever it is asked."""
+
 
 class ForwardTable:
     """Records of one forward, gathered over its batches, with their places and statistics."""
@@ -53,7 +56,8 @@ class ForwardTable:
     def index(self, calls: Sequence[tuple[int, int]]) -> pa.RecordBatch:
         """Return the rows of the index; `calls` are (seq_in, seq_out), -1 for not returned."""
         columns = self._keys() | self._records(calls) | self._location() | self._numbers()
-        arrays = [self._columns.array(field, columns[field.name]) for field in INDEX_SCHEMA]
+        array = self._columns.array
+        arrays = [array(name, kind, columns[name]) for name, kind in _COLUMNS]
         return pa.RecordBatch.from_arrays(arrays, schema=INDEX_SCHEMA)
 
     def positions(self) -> pa.RecordBatch:
@@ -138,15 +142,15 @@ class ColumnCache:
             self._tuples = descriptions
         return self._arrays
 
-    def array(self, field: pa.Field, values: Sequence[Any]) -> pa.Array:
-        """Return the values as an array of the field's type."""
+    def array(self, name: str, kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
+        """Return the values of a column as an array of that type."""
         if isinstance(values, pa.Array):
             return values
-        last = self._last.get(field.name)
+        last = self._last.get(name)
         if last is not None and last[0] == values:
             return last[1]
-        array = pa.array(values, field.type)
-        self._last[field.name] = (values, array)
+        array = pa.array(values, kind)
+        self._last[name] = (values, array)
         return array
 
 
