@@ -11,8 +11,6 @@ import mmap
 import threading
 from typing import NamedTuple
 
-from hf_dumper.errors import DumpWriteError
-
 CHUNK_BYTES = 8 << 20
 MAX_BYTES = 256 << 20
 
@@ -57,7 +55,6 @@ class Arena:
         self._free: list[Chunk] = []
         self._in_flight = 0
         self._changed = threading.Condition()
-        self._broken: BaseException | None = None
 
     @property
     def bytes_in_flight(self) -> int:
@@ -67,15 +64,11 @@ class Arena:
     def take(self, nbytes: int) -> Chunk:
         """Return an empty chunk with room for `nbytes`, waiting for the writer at the bound.
 
-        Raises:
-            DumpWriteError: the releasing side has failed, so that nobody would ever release.
+        The writer gives chunks back also when it drops them after an error, so the wait ends.
         """
         size = max(self._chunk_bytes, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
         with self._changed:
-            self._changed.wait_for(lambda: self._broken is not None or self._has_room(size))
-            if self._broken is not None:
-                msg = f"the dump cannot be written: {self._broken}"
-                raise DumpWriteError(msg) from self._broken
+            self._changed.wait_for(lambda: self._has_room(size))
             self._in_flight += size
             if size == self._chunk_bytes and self._free:
                 return self._free.pop()
@@ -88,12 +81,6 @@ class Arena:
             self._in_flight -= chunk.size
             if chunk.size == self._chunk_bytes:
                 self._free.append(chunk)
-            self._changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Wake whoever waits in `take`, and refuse from now on: the releasing side has failed."""
-        with self._changed:
-            self._broken = error
             self._changed.notify_all()
 
     def _has_room(self, size: int) -> bool:

@@ -366,7 +366,7 @@ class DumpSession(HookOwner):
         skipped = self._observer.state.snapshot.skipped
         seen = f" Skipped in the last run: {dict(skipped)}." if skipped else ""
         return (
-            f"Nothing was dumped to {str(self.path)!r} in {len(self._runs)} runs: token_range="
+            f"Nothing was dumped to {str(self.path)!r}, runs: {len(self._runs)}. token_range="
             f"{self.config.token_range!r} was never reached, or nothing selected was called.{seen}"
         )
 

@@ -33,7 +33,7 @@ class Watcher:
     """Notes what it is told."""
 
     def __init__(self, name="w", add=()):
-        self.name, self.add, self.notes, self.armed = name, add, [], True
+        self.name, self.add, self.notes = name, add, []
 
     @contextmanager
     def watch_generate(self, call):
@@ -44,12 +44,6 @@ class Watcher:
             yield lambda result: self.notes.append(result)
         finally:
             self.notes.append("out")
-
-    def arm(self):
-        self.armed = True
-
-    def disarm(self):
-        self.armed = False
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_dumper.capture.guard import ModelGuard
+from hf_dumper.capture.guard import HookOwner, ModelGuard
 
 
 class Model(nn.Module):
@@ -25,11 +25,11 @@ class Model(nn.Module):
         return "result"
 
 
-class Watcher:
-    """Notes what it is told."""
+class Watcher(HookOwner):
+    """Notes what it is told, and every forward of the inner module."""
 
     def __init__(self):
-        self.notes, self.armed = [], True
+        self.notes = []
 
     @contextmanager
     def watch_generate(self, call):
@@ -37,11 +37,8 @@ class Watcher:
         yield self.notes.append
         self.notes.append("out")
 
-    def arm(self):
-        self.armed = True
-
-    def disarm(self):
-        self.armed = False
+    def hook(self, *_):
+        self.notes.append("forward")
 
 
 @pytest.fixture
@@ -52,6 +49,7 @@ def model():
 def join(model):
     guard, watcher = ModelGuard.of(model), Watcher()
     guard.join(watcher)
+    model.inner.register_forward_hook(watcher.hook)
     return guard, watcher
 
 
@@ -74,6 +72,7 @@ def test_a_copy_is_plain(model, how):
     twin = COPIES[how](model)
     assert type(twin) is Model
     assert leaves_nothing(twin, before)
+    assert not twin.inner._forward_hooks
 
 
 @pytest.mark.parametrize("how", COPIES)
@@ -81,8 +80,8 @@ def test_the_original_is_still_watched_after_a_copy(model, how):
     _, watcher = join(model)
     COPIES[how](model)
     model.generate()
-    assert watcher.armed
-    assert watcher.notes == ["in", "result", "out"]
+    model(torch.ones(1, 2))
+    assert watcher.notes == ["in", "result", "out", "forward"]
 
 
 def test_a_deep_copy_that_fails_leaves_the_original_watched(model):
@@ -90,7 +89,8 @@ def test_a_deep_copy_that_fails_leaves_the_original_watched(model):
     _, watcher = join(model)
     with pytest.raises(TypeError):
         copy.deepcopy(model)
-    assert watcher.armed
+    model(torch.ones(1, 2))
+    assert watcher.notes == ["forward"]
     assert "generate" in model.__dict__
 
 
