@@ -125,6 +125,8 @@ class Observer:
         if self._last_logits and self._logits is not None:
             self._guarded(self._take_logits)
             self._guarded(lambda: self._take("scores", scores))
+            # The two are all that is written of this token: let that begin while one is chosen.
+            self._guarded(self.state.snapshot.push)
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""

@@ -76,7 +76,6 @@ class Snapshot:
         tick: The forward in progress, None between forwards.
         calls: [seq_in, seq_out] of every module call of the forward.
         counts: Records by status, over the run.
-        skipped: What was not recorded, by reason, over the run.
     """
 
     def __init__(self, arena: Arena, send: Callable[[Batch], None]) -> None:
@@ -84,7 +83,8 @@ class Snapshot:
         self.tick: Tick | None = None
         self.calls: list[list[int]] = []
         self.counts: Counter[str] = Counter()
-        self.skipped: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._not_tensors: Counter[type] = Counter()
         self._arena = arena
         self._send = send
         self._chunk: Chunk | None = None
@@ -131,11 +131,29 @@ class Snapshot:
         self.counts[STORED if owner is None else ALIASED] += 1
         self._records.append(Record(what, call[0], call[1], digest, span, owner))
         if len(self._records) >= _BATCH:
-            self._leave(None, ())
+            self.push()
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What was not recorded, by reason, over the run."""
+        types = ((f"not a tensor: {cls.__name__}", n) for cls, n in self._not_tensors.items())
+        found = self._reasons.copy()
+        for reason, n in types:
+            found[reason] += n
+        return found
+
+    def skip(self, reason: str) -> None:
+        """Count something that is not recorded."""
+        self._reasons[reason] += 1
 
     def skip_value(self, value: object) -> None:
         """Count a value that is not a tensor, by its type."""
-        self.skipped[f"not a tensor: {type(value).__name__}"] += 1
+        self._not_tensors[type(value)] += 1
+
+    def push(self) -> None:
+        """Send what was recorded so far; the forward goes on."""
+        if self.tick is not None and self._records:
+            self._leave(None, ())
 
     def end(self) -> None:
         """End the forward in progress, if any: its calls are complete, its last batch leaves."""
@@ -227,7 +245,7 @@ class Snapshot:
     ) -> None:
         reason = unstorable(tensor) or ""
         self.counts[SKIPPED] += 1
-        self.skipped[reason] += 1
+        self.skip(reason)
         dtype, device = str(tensor.dtype).removeprefix("torch."), str(tensor.device)
         what = Description(*source, slot, param, "", "", dtype, _shape(tensor), device, 0)
         self._records.append(Record(what, *call, None, None, reason=reason))

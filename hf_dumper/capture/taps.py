@@ -50,7 +50,7 @@ class TapState:
         """
         if isinstance(value, torch.Tensor):
             if self.device is not None and (value.is_cpu or value.get_device() != self.device):
-                self.snapshot.skipped["on another device"] += 1
+                self.snapshot.skip("on another device")
             else:
                 self.snapshot.add(source, slot, param, call, value)
         elif is_container(value):
@@ -66,7 +66,7 @@ class TapState:
         seen = set()
         for slot, leaf in leaves(prefix, value):
             if slot in seen:
-                self.snapshot.skipped["a second value under one slot name"] += 1
+                self.snapshot.skip("a second value under one slot name")
                 continue
             seen.add(slot)
             if isinstance(leaf, torch.Tensor):
