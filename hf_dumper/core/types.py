@@ -1,7 +1,7 @@
 """The values that travel from a live model to the disk and back.
 
 `Record` and its like are named tuples rather than frozen dataclasses: they are made once per tensor
-inside the forward, where a frozen dataclass costs three times as much.
+inside the forward, where a frozen dataclass costs several times as much.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Files that grow past the page cache.
 
-Copying into the cache costs a core: 0.4 GB/s where the pages are new to the machine, while O_DIRECT
-takes a tenth of that time and almost no processor. It wants memory, offsets and lengths aligned to
+Copying into the cache costs a core, above all where the pages are new to the machine, while O_DIRECT
+takes almost no processor. It wants memory, offsets and lengths aligned to
 a block, so bytes are gathered in an aligned buffer, and the last block is written again when it
 grows.
 """
