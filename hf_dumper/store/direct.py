@@ -1,8 +1,8 @@
 """Files that grow past the page cache.
 
-Copying into the cache costs a core, above all where its pages are new to the machine; O_DIRECT takes
-almost no processor. It wants memory, offsets and lengths aligned to a block, so bytes are gathered in
-an aligned buffer, and the last block is written again when it grows.
+Copying into the cache costs a core, above all where its pages are new to the machine; O_DIRECT
+takes almost no processor. It wants memory, offsets and lengths aligned to a block, so bytes are
+gathered in an aligned buffer, and the last block is written again when it grows.
 """
 
 import fcntl
