@@ -5,8 +5,8 @@ from typing import Any
 import torch
 import xxhash
 
-from hf_dumper.core.arena import Arena, Chunk, Span
-from hf_dumper.core.types import Batch, Description, Phase, Record, Tick
+from hf_dumper.core.arena import Arena, Chunk
+from hf_dumper.core.types import Batch, Description, Phase, Records, Tick
 
 
 def content(tensor: torch.Tensor) -> bytes:
@@ -26,28 +26,27 @@ class BatchMaker:
         """Begin a forward; `tick` are further fields of its Tick."""
         phase = Phase.DECODE if token else Phase.PREFILL
         self.tick = Tick(0, forward, tick.pop("phase", phase), token, **tick)
-        self._all: list[Record] = []
+        self._all: list[dict[str, Any]] = []
         self._sent = 0
-        self._spent: list[Chunk] = []
         return self
 
     def add(self, module: str, tensor: torch.Tensor, slot: str = "output", **fields: Any) -> int:
         """Copy a tensor into the arena; return the number of its record."""
         data = content(tensor)
-        fields |= {
+        fields = {
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": tuple(tensor.shape),
             "hash": xxhash.xxh3_64_intdigest(data),
             "nbytes": len(data),
-            "span": self._copy(data),
-        }
+            "offset": self._copy(data),
+        } | fields
         return self._keep(module, slot, fields)
 
     def alias(self, module: str, owner: int, slot: str = "output", **fields: Any) -> int:
         """Add a record whose bytes are those of an earlier one."""
         same = self._all[owner]
-        fields |= {name: getattr(same.what, name) for name in ("dtype", "shape", "nbytes")}
-        return self._keep(module, slot, fields | {"alias_of": owner, "hash": same.hash})
+        fields |= {name: getattr(same["what"], name) for name in ("dtype", "shape", "nbytes")}
+        return self._keep(module, slot, fields | {"alias_of": owner, "hash": same["hash"]})
 
     def skip(self, module: str, reason: str, slot: str = "output") -> int:
         """Add a record without bytes."""
@@ -55,31 +54,32 @@ class BatchMaker:
 
     def part(self) -> Batch:
         """Return what was added since the last batch; the forward goes on."""
-        return self._batch(None)
+        return self._batch(None, ())
 
     def end(self, calls: list[tuple[int, int]] | None = None) -> Batch:
         """Return the last batch of the forward, with the current chunk to give back."""
-        if self._chunk:
-            self._spent.append(self._chunk)
-            self._chunk = None
-        needed = 1 + max((record.call_index for record in self._all), default=-1)
-        return self._batch(calls or [(2 * i, 2 * i + 1) for i in range(needed)])
+        needed = 1 + max((record["call_index"] for record in self._all), default=-1)
+        spent = (self._chunk,) if self._chunk else ()
+        batch = self._batch(calls or [(2 * i, 2 * i + 1) for i in range(needed)], spent)
+        self._chunk = None
+        return batch
 
-    def _batch(self, calls: list[tuple[int, int]] | None) -> Batch:
-        records, self._sent = self._all[self._sent :], len(self._all)
-        spent, self._spent = tuple(self._spent), []
-        return Batch(self.tick, records, calls, spent)
+    def _batch(self, calls: list[tuple[int, int]] | None, spent: tuple[Chunk, ...]) -> Batch:
+        new, self._sent = self._all[self._sent :], len(self._all)
+        names = ("what", "call", "call_index", "hash", "offset", "alias_of")
+        columns = [[record[name] for record in new] for name in names]
+        records = Records(*columns, chunk=self._chunk)
+        return Batch(self.tick, lambda: records, len(new), calls, spent)
 
-    def _copy(self, data: bytes) -> Span:
-        chunk = self._chunk
-        if chunk is None or chunk.used + len(data) > chunk.size:
-            if chunk:
-                self._spent.append(chunk)
-            chunk = self._chunk = self.arena.take(len(data))
-        span = Span(chunk, chunk.used, len(data))
-        span.view[:] = data
-        chunk.used += len(data)
-        return span
+    def _copy(self, data: bytes) -> int:
+        if self._chunk is None:
+            self._chunk = self.arena.take(max(len(data), 1 << 20))
+            self._used = 0
+        offset = self._used
+        assert offset + len(data) <= self._chunk.size, "a batch has one chunk: send a part before"
+        self._chunk.memory[offset : offset + len(data)] = data
+        self._used += len(data)
+        return offset
 
     def _keep(self, module: str, slot: str, fields: dict[str, Any]) -> int:
         described: dict[str, Any] = {
@@ -91,9 +91,10 @@ class BatchMaker:
             "shape": (),
             "device": "cpu",
             "nbytes": 0,
+            "reason": "",
         }
         described |= {name: fields.pop(name) for name in described if name in fields}
-        plain = {"call": 0, "call_index": 0, "hash": None, "span": None}
+        plain = {"call": 0, "call_index": 0, "hash": None, "offset": None, "alias_of": None}
         what = Description(module=module, slot=slot, **described)
-        self._all.append(Record(what=what, **plain | fields))
+        self._all.append({"what": what} | plain | fields)
         return len(self._all) - 1

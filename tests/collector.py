@@ -21,7 +21,7 @@ class Collector:
 
     def take(self, batch):
         self.batches.append(batch)
-        for record in batch.records:
+        for record in batch.resolve():
             self.records.append(record)
             self.bytes.append(None if record.span is None else bytes(record.span.view))
         for chunk in batch.spent:

@@ -16,6 +16,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_dumper.capture.taps import COMPILED, PURE_PYTHON
+
 SHAPE = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -53,3 +55,11 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
         return model
 
     return make
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def kind_of_hooks(request, monkeypatch):
+    """Run a test with the compiled hooks and with their plain twin."""
+    if request.param == "compiled" and not COMPILED:
+        pytest.skip("the compiled hooks were not built here, or torch has no DLPack table")
+    monkeypatch.setenv(PURE_PYTHON, "" if request.param == "compiled" else "1")

@@ -13,7 +13,7 @@ import torch
 from hf_dumper.capture.clock import TokenClock
 from hf_dumper.capture.inputs import RootInputs, read_inputs
 from hf_dumper.capture.snapshot import Snapshot
-from hf_dumper.capture.taps import TapState, tap_modules
+from hf_dumper.capture.taps import new_intake, tap_modules
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
 from hf_dumper.core.types import ROOT, Batch
@@ -28,6 +28,9 @@ class BatchSink(Protocol):
 
     def write(self, batch: Batch) -> None:
         """Take a batch."""
+
+    def hurry(self) -> None:
+        """Deal with what was taken now: the model is in a long kernel."""
 
     def flush(self) -> None:
         """Wait until what was taken is safe."""
@@ -47,8 +50,15 @@ class Observer:
         tokens: TokenSelection,
         *,
         last_logits: bool,
+        inputs: bool = True,
+        outputs: bool = True,
+        device: int | None = None,
     ) -> None:
-        """Prepare to watch; `attach` sets the hooks."""
+        """Prepare to watch; `attach` sets the hooks.
+
+        `inputs` and `outputs` say which are recorded, `device` is the index of the one accelerator
+        whose tensors are, None means all.
+        """
         self.model = model
         self.clock = TokenClock()
         self.inputs: RootInputs | None = None
@@ -58,7 +68,13 @@ class Observer:
         self._last_logits = last_logits
         self._logits: torch.Tensor | None = None
         self._source = (ROOT, type(model).__name__)
-        self.state: TapState = TapState(Snapshot(Arena(), _drop), self._fail)
+        self._device = device
+        self._intake = new_intake()
+        self._intake.inputs, self._intake.outputs = inputs, outputs
+        self._intake.recording = False
+        self._intake.stamp = 0
+        self._intake.fail = self._fail
+        self.snapshot = Snapshot(Arena(), _drop, self._intake, device=device)
 
     @property
     def tapped(self) -> int:
@@ -67,25 +83,25 @@ class Observer:
 
     def attach(self, stack: ExitStack) -> None:
         """Hook the tapped modules; the handles are removed when `stack` is closed."""
-        tap_modules(self._modules, self.state, stack)
+        tap_modules(self._modules, self._intake, stack)
 
     def open_run(self, run: int, dump: BatchSink) -> None:
         """Start recording into `dump`; `start_generation` or `start_forward` opens the clock."""
         self.failure = None
         self.inputs = None
         self._logits = None
-        self.state.sequence = 0
         self._dump = dump
-        self.state.snapshot = Snapshot(dump.arena, dump.write)
+        self.snapshot = Snapshot(dump.arena, dump.write, self._intake, device=self._device)
+        self.snapshot.hurry = dump.hurry
         self.run = run
 
     def start_generation(self, eos: frozenset[int]) -> None:
         """Record from now on: an encoder or vision tower runs before the first forward."""
         self.clock.open_run(self.run, generating=True, eos=eos)
-        self.state.start_forward()
+        self._intake.stamp += 1
         if 0 in self._tokens:
-            self.state.snapshot.begin(self.clock.provisional())
-            self.state.recording = not self._last_logits
+            self.snapshot.begin(self.clock.provisional())
+            self._intake.recording = not self._last_logits
 
     def start_forward(self) -> None:
         """Start a run that is one bare forward."""
@@ -94,27 +110,30 @@ class Observer:
     def before_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the arguments of a forward of the root module."""
         if self.failure is None:
-            self._dump.flush()
             self._guarded(lambda: self._begin_forward(args, kwargs))
 
     def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = read_inputs(self.model, args, kwargs)
         self.inputs = self.inputs or inputs
         tick = self.clock.tick(inputs)
-        snapshot = self.state.snapshot
+        snapshot = self.snapshot
         wanted = not self.clock.generating or tick.token in self._tokens
         if tick.forward == 0 and snapshot.tick is not None:
             snapshot.settle(tick)
         else:
             snapshot.end()
-            self.state.start_forward()
+            self._intake.stamp += 1
             if wanted:
                 snapshot.begin(tick)
-        self.state.recording = wanted and not self._last_logits
+        self._intake.recording = wanted and not self._last_logits
 
     def after_root(self, output: Any) -> None:
-        """Take the output of a forward of the root module; None when it raised."""
-        if self._last_logits and self.state.snapshot.tick is not None and self.failure is None:
+        """Take the output of a forward of the root module; None when it raised.
+
+        By then the forward before it is on disk: a kill loses no more than one that has ended.
+        """
+        self._dump.flush()
+        if self._last_logits and self.snapshot.tick is not None and self.failure is None:
             self._logits = _logits(output)
             if not self.clock.generating:
                 self._guarded(self._take_logits)
@@ -126,21 +145,21 @@ class Observer:
             self._guarded(self._take_logits)
             self._guarded(lambda: self._take("scores", scores))
             # The two are all that is written of this token: let that begin while one is chosen.
-            self._guarded(self.state.snapshot.push)
+            self._guarded(self.snapshot.push)
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
-        if self.state.snapshot.tick is not None and self.failure is None:
+        if self.snapshot.tick is not None and self.failure is None:
             self._guarded(lambda: self._take("token_ids", ids[:, -1]))
         self.clock.advance(ids)
-        self._guarded(self.state.snapshot.end)
-        self.state.recording = False
+        self._guarded(self.snapshot.end)
+        self._intake.recording = False
 
     def close_run(self) -> None:
         """End the forward in progress; the last batch leaves."""
-        self.state.recording = False
+        self._intake.recording = False
         self._logits = None
-        self._guarded(self.state.snapshot.close)
+        self._guarded(self.snapshot.close)
 
     def _take_logits(self) -> None:
         logits, self._logits = self._logits, None
@@ -151,7 +170,7 @@ class Observer:
         """Return [rows, vocabulary] at the last unmasked column of each row."""
         if logits.ndim != 3:
             return logits
-        tick = self.state.snapshot.tick
+        tick = self.snapshot.tick
         positions = None if tick is None else tick.positions
         if positions is None or positions.shape != logits.shape[:2]:
             return logits[:, -1]
@@ -163,9 +182,7 @@ class Observer:
 
     def _take(self, slot: str, tensor: torch.Tensor) -> None:
         """Record a tensor of the root that no module tap sees, as a call of its own."""
-        calls = self.state.snapshot.calls
-        calls.append([self.state.next(), self.state.next()])
-        self.state.take(self._source, slot, "", (0, len(calls) - 1), tensor)
+        self.snapshot.take(self._source, slot, "", self.snapshot.call(), tensor)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:
@@ -175,7 +192,7 @@ class Observer:
 
     def _fail(self, error: Exception) -> None:
         self.failure = self.failure or error
-        self.state.recording = False
+        self._intake.recording = False
 
 
 def _logits(output: Any) -> torch.Tensor | None:

@@ -1,66 +1,42 @@
 """Borrowed tensors in, owned records out: the single point where bytes are copied.
 
 A tensor is copied at once, in the hook, into the current chunk of the arena; no live tensor is
-kept, so nothing that the model does later can change what was recorded. A tensor at an address
-that was recorded before in the same forward, with the same shape, strides and dtype, becomes an
-alias if the hash of its bytes says that they are the same bytes: addresses are reused and version
-counters miss writes through `.data`, so neither alone is proof.
+kept, so nothing that the model does later can change what was recorded. Between two hooks the model
+streams its weights through the caches, so a hook does no more than it must. The rest (hashes,
+aliases, closing the gaps that aliases leave) is done for many records in one loop, when their batch
+leaves.
+
+A record whose bytes have the hash of earlier ones in the forward, and their type and shape, becomes
+an alias. Where a tensor lies in memory is no proof: addresses are used again, and version counters
+miss writes through `.data`.
 """
 
 import ctypes
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
 from xxhash import xxh3_64_intdigest
 
-from hf_dumper.core.arena import Arena, Chunk, Span
+from hf_dumper.capture.hooks import Call, Intake
+from hf_dumper.capture.owners import Owners, memmove
+from hf_dumper.capture.storable import PLAIN, STORABLE, is_literal, shape_of, unstorable
+from hf_dumper.core.arena import Arena, Chunk
 from hf_dumper.core.axes import infer_axes
-from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, Record, Tick
+from hf_dumper.core.slots import is_container, leaves
+from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, Tick
 
 Source: TypeAlias = tuple[str, str]
 """Name and class name of the module that a tensor was seen at."""
 
-STORABLE = {
-    dtype: str(dtype).removeprefix("torch.")
-    for dtype in (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.float8_e4m3fn,
-        torch.float8_e4m3fnuz,
-        torch.float8_e5m2,
-        torch.float8_e5m2fnuz,
-        torch.complex64,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint64,
-        torch.uint32,
-        torch.uint16,
-        torch.uint8,
-        torch.bool,
-    )
-}
-"""Names of the dtypes that safetensors 0.8 can hold."""
+_MOST, _LEAST = 1024, 64
+"""Records after which a batch leaves in any case, and at a good moment."""
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
-_STRIDED = torch.strided
-
-_BATCH = 64
-"""Records after which a batch leaves, so that the writer works while the forward still runs."""
-
-_LARGE = 1 << 20
-"""Bytes from which a copy is worth releasing the GIL for, and torch's threads."""
-
-# ctypes.memmove releases the GIL, and the thread that then takes it may keep it for milliseconds:
-# for the few kilobytes of one decoded token that is a hundred times the copy.
-_memmove = ctypes.PyDLL(None).memmove
-_memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_memmove.restype = ctypes.c_void_p
+_LARGE = 1 << 18
+"""Bytes from which a tensor is hashed where it lies, before the copy that it may make needless."""
 
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
@@ -68,33 +44,58 @@ _memory_at.restype = ctypes.py_object
 _READ = 0x100
 """PyBUF_READ of CPython's buffer protocol."""
 
+_epochs = itertools.count(1)
+
 
 class Snapshot:
     """Collects the records of one forward at a time and sends them on in batches.
 
     Attributes:
         tick: The forward in progress, None between forwards.
-        calls: [seq_in, seq_out] of every module call of the forward.
-        counts: Records by status, over the run.
+        intake: Where hooks leave what they take; its functions are those of this snapshot.
+        hurry: Tells whoever writes the batches that the moment is good.
     """
 
-    def __init__(self, arena: Arena, send: Callable[[Batch], None]) -> None:
-        """Copy into chunks of `arena`; give every batch to `send`."""
+    hurry: Callable[[], None] = staticmethod(lambda: None)
+
+    def __init__(
+        self,
+        arena: Arena,
+        send: Callable[[Batch], None],
+        intake: Intake | None = None,
+        *,
+        device: int | None = None,
+    ) -> None:
+        """Copy into chunks of `arena`; give every batch to `send`.
+
+        `device` is the index of the one accelerator whose tensors are taken, None means all.
+        """
         self.tick: Tick | None = None
-        self.calls: list[list[int]] = []
-        self.counts: Counter[str] = Counter()
+        self._taken = 0
         self._reasons: Counter[str] = Counter()
-        self._not_tensors: Counter[type] = Counter()
         self._arena = arena
         self._send = send
+        self._device = device
         self._chunk: Chunk | None = None
-        self._view = memoryview(b"")
-        self._records: list[Record] = []
+        self._begin = 0
         self._sent = 0
-        self._seen: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._owners = Owners()
+        self._unstorable = 0
+        self._large: dict[tuple[object, ...], int] = {}
         self._sizes = (0, 0, 0, False)
-        self._by_sizes: dict[tuple[object, ...], dict[tuple[object, ...], Description]] = {}
-        self._described: dict[tuple[object, ...], Description] = {}
+        self._by_sizes: dict[tuple[object, ...], tuple[int, dict[Any, Description]]] = {}
+        self._described: dict[Any, Description] = {}
+        self.intake = Intake() if intake is None else intake
+        self._connect(self.intake)
+
+    def _connect(self, intake: Intake) -> None:
+        intake.rows, intake.calls, intake.not_tensors = [], [], {}
+        intake.plain = {type(None), bool, int, float, str}
+        intake.address = intake.used = intake.size = intake.sequence = 0
+        intake.batch, intake.large = _MOST, _LARGE
+        intake.check_device = self._device is not None
+        intake.describe, intake.make_room = self.describe, self._make_room
+        intake.push, intake.take, intake.pause = self.push, self.take, self.pause
 
     def begin(self, tick: Tick) -> None:
         """Start a forward; one that is still open is ended first."""
@@ -105,38 +106,92 @@ class Snapshot:
         """Take the tick of the forward in progress, whose sizes the records that follow have."""
         self.tick = tick
         self._sizes = (tick.rows, tick.cols, tick.keep, tick.past > 0)
-        self._described = self._by_sizes.setdefault(self._sizes, {})
+        known = self._by_sizes.get(self._sizes)
+        if known is None:
+            known = self._by_sizes[self._sizes] = (next(_epochs), {})
+        self.intake.epoch, self._described = known
 
-    def add(
-        self, source: Source, slot: str, param: str, call: tuple[int, int], tensor: torch.Tensor
-    ) -> None:
-        """Record a borrowed tensor.
+    def call(self) -> Call:
+        """Count a call that is over at once, for a tensor that belongs to no module's call."""
+        intake = self.intake
+        intake.calls += (intake.sequence, intake.sequence + 1)
+        intake.sequence += 2
+        return 0, len(intake.calls) // 2 - 1
 
-        `source` is the module's name and class name, `call` the index of this call of the module
-        in the forward and its place in the forward's list of calls.
+    def take(self, source: Source, slot: str, param: str, call: Call, value: Any) -> None:
+        """Record an argument or an output: every tensor in it; anything else is counted.
+
+        `source` is the module's name and class name, `param` the input's name in the forward's
+        signature, empty for outputs.
         """
-        if type(tensor) not in _PLAIN or tensor.layout is not _STRIDED:
+        if isinstance(value, torch.Tensor):
+            if self._device is not None and (value.is_cpu or value.get_device() != self._device):
+                self.skip("on another device")
+            else:
+                self.add(source, slot, param, call, value)
+        elif is_container(value):
+            self._take_parts(source, slot, param, call, value)
+        else:
+            self.intake.plain.add(type(value))
+            self.skip_value(value)
+
+    def _take_parts(self, source: Source, prefix: str, param: str, call: Call, value: Any) -> None:
+        # A dict may hold keys that come out as one name, such as 1 and "1". A second tensor of
+        # one name could not be told from the first, so it is counted instead.
+        seen = set()
+        for slot, leaf in leaves(prefix, value):
+            if slot in seen:
+                self.skip("a second value under one slot name")
+                continue
+            seen.add(slot)
+            if isinstance(leaf, torch.Tensor):
+                self.take(source, slot, param and param + slot[len(prefix) :], call, leaf)
+            else:
+                self.skip_value(leaf)
+
+    def add(self, source: Source, slot: str, param: str, call: Call, tensor: torch.Tensor) -> None:
+        """Record a borrowed tensor."""
+        what = self.describe(source, slot, param, tensor)
+        if what is None:
             self._skip(source, slot, param, call, tensor)
             return
-        shape, dtype, pointer = tensor.shape, tensor.dtype, tensor.data_ptr()
+        offset, known = self._own(tensor, what)
+        rows = self.intake.rows
+        rows.append((what, call[0], call[1], offset, known))
+        if len(rows) >= _MOST:
+            self.push()
+
+    def describe(
+        self, source: Source, slot: str, param: str, tensor: torch.Tensor
+    ) -> Description | None:
+        """Describe a tensor in the forward in progress; None when it cannot be stored."""
+        if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
+            return None
+        shape, dtype = tensor.shape, tensor.dtype
         key = (source[0], slot, shape, dtype, tensor.get_device())
         what = self._described.get(key)
-        if what is None or not pointer:
+        if what is None or not tensor.data_ptr():
             if unstorable(tensor) is not None:
-                self._skip(source, slot, param, call, tensor)
-                return
-            what = self._describe(source, slot, param, tensor)
-            self._described[key] = what
-        digest, span, owner = self._own(tensor, what, pointer)
-        self.counts[STORED if owner is None else ALIASED] += 1
-        self._records.append(Record(what, call[0], call[1], digest, span, owner))
-        if len(self._records) >= _BATCH:
-            self.push()
+                return None
+            axes = infer_axes(tuple(shape), *self._sizes)
+            what = self._described[key] = Description(
+                *(*source, slot, param, "", axes, STORABLE[dtype], tuple(shape)),
+                str(tensor.device),
+                tensor.nbytes,
+            )
+        return what
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Records by status, over the run; those on their way count as stored or skipped."""
+        skipped, aliased = self._unstorable, self._owners.aliased
+        stored = self._taken - skipped - aliased
+        return Counter({STORED: stored, ALIASED: aliased, SKIPPED: skipped})
 
     @property
     def skipped(self) -> Counter[str]:
         """What was not recorded, by reason, over the run."""
-        types = ((f"not a tensor: {cls.__name__}", n) for cls, n in self._not_tensors.items())
+        types = ((f"not a tensor: {cls.__name__}", n) for cls, n in self.intake.not_tensors.items())
         found = self._reasons.copy()
         for reason, n in types:
             found[reason] += n
@@ -148,12 +203,19 @@ class Snapshot:
 
     def skip_value(self, value: object) -> None:
         """Count a value that is not a tensor, by its type."""
-        self._not_tensors[type(value)] += 1
+        counts = self.intake.not_tensors
+        counts[type(value)] = counts.get(type(value), 0) + 1
 
     def push(self) -> None:
         """Send what was recorded so far; the forward goes on."""
-        if self.tick is not None and self._records:
+        if self.tick is not None and self.intake.rows:
             self._leave(None, ())
+
+    def pause(self) -> None:
+        """Send what there is: the model is about to be in a long kernel, without need of Python."""
+        if len(self.intake.rows) >= _LEAST:
+            self.push()
+        self.hurry()
 
     def end(self) -> None:
         """End the forward in progress, if any: its calls are complete, its last batch leaves."""
@@ -162,121 +224,77 @@ class Snapshot:
 
     def close(self) -> None:
         """End the forward in progress and give up the chunk in hand."""
-        chunk, self._chunk = self._chunk, None
+        chunk = self._chunk
         if self.tick is not None:
             self._finish(() if chunk is None else (chunk,))
         elif chunk is not None:
             self._arena.release(chunk)
+        self._chunk = None
+        self.intake.address = self.intake.used = self.intake.size = self._begin = 0
 
     def _finish(self, spent: tuple[Chunk, ...]) -> None:
-        self._leave([(seq_in, seq_out) for seq_in, seq_out in self.calls], spent)
+        calls = self.intake.calls
+        self._leave(list(zip(calls[::2], calls[1::2], strict=True)), spent)
         self.tick = None
-        self.calls = []
+        self.intake.calls = []
         self._sent = 0
-        self._seen.clear()
+        self._large.clear()
 
-    def _describe(self, source: Source, slot: str, param: str, tensor: torch.Tensor) -> Description:
-        shape = tuple(tensor.shape)
-        axes = infer_axes(shape, *self._sizes)
-        dtype, device = STORABLE[tensor.dtype], str(tensor.device)
-        return Description(*source, slot, param, "", axes, dtype, shape, device, tensor.nbytes)
+    def _own(self, tensor: torch.Tensor, what: Description) -> tuple[int | None, int | None]:
+        """Return (where the copy is in the chunk, hash where it is known already).
 
-    def _own(
-        self, tensor: torch.Tensor, what: Description, pointer: int
-    ) -> tuple[int, Span | None, int | None]:
-        """Return (hash, bytes, None), or (hash, None, owner) when these bytes were seen before."""
-        nbytes = what.nbytes
-        if _is_literal(tensor):
-            key: tuple[object, ...] = (pointer, what.shape, tensor.dtype)
-            digest = xxh3_64_intdigest(_memory_at(pointer, nbytes, _READ) if nbytes else b"")
-            seen = self._seen.get(key)
-            if seen is not None and seen[1] == digest:
-                return digest, None, seen[0]
-            span = self._copy_bytes(pointer, nbytes)
-        else:
-            key = (pointer, what.shape, tensor.dtype, tensor.stride(), tensor.is_neg())
-            span = self._copy_values(tensor, nbytes)
-            digest = xxh3_64_intdigest(self._view[span.offset : span.offset + nbytes])
-            seen = self._seen.get(key)
-            if seen is not None and seen[1] == digest:
-                span.chunk.used = span.offset
-                return digest, None, seen[0]
-        if nbytes:
-            self._seen[key] = (self._sent + len(self._records), digest)
-        return digest, span, None
+        There is no copy of a large tensor whose bytes were at the same place before.
+        """
+        nbytes, pointer = what.nbytes, tensor.data_ptr()
+        literal = is_literal(tensor)
+        digest = None
+        if literal and nbytes >= _LARGE:
+            digest = xxh3_64_intdigest(_memory_at(pointer, nbytes, _READ))
+            key = (pointer, what.shape, what.dtype)
+            if self._large.get(key) == digest:
+                return None, digest
+            self._large[key] = digest
+        intake = self.intake
+        if not intake.size or intake.used + nbytes > intake.size:
+            self._make_room(nbytes)
+        offset = intake.used
+        if literal:
+            move = memmove if nbytes < _LARGE else ctypes.memmove
+            move(intake.address + offset, pointer, nbytes)
+        elif nbytes:
+            self._copy_values(tensor, offset)
+        intake.used = offset + nbytes
+        return offset, digest
 
-    def _copy_bytes(self, pointer: int, nbytes: int) -> Span:
-        span = self._reserve(nbytes)
-        move = _memmove if nbytes < _LARGE else ctypes.memmove
-        move(span.chunk.address + span.offset, pointer, nbytes)
-        return span
+    def _copy_values(self, tensor: torch.Tensor, offset: int) -> None:
+        memory, count = cast("Chunk", self._chunk).memory, tensor.numel()
+        flat = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=offset)
+        flat.view(tensor.shape).copy_(tensor.detach())
 
-    def _copy_values(self, tensor: torch.Tensor, nbytes: int) -> Span:
-        span = self._reserve(nbytes)
-        if nbytes:
-            memory, count = span.chunk.memory, tensor.numel()
-            flat = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=span.offset)
-            flat.view(tensor.shape).copy_(tensor.detach())
-        return span
-
-    def _reserve(self, nbytes: int) -> Span:
-        chunk = self._chunk
-        if chunk is None or chunk.used + nbytes > chunk.size:
-            chunk = self._next_chunk(nbytes)
-        offset = chunk.used
-        chunk.used = offset + nbytes
-        return Span(chunk, offset, nbytes)
-
-    def _next_chunk(self, nbytes: int) -> Chunk:
+    def _make_room(self, nbytes: int) -> None:
+        """Make room for so many bytes; what fills the chunk at hand leaves."""
         if self._chunk is not None:
-            chunk, self._chunk = self._chunk, None
-            self._leave(None, (chunk,))
-        self._chunk = self._arena.take(nbytes)
-        self._view = memoryview(self._chunk.memory)
-        return self._chunk
+            self._leave(None, (self._chunk,))
+        self._chunk = chunk = self._arena.take(nbytes)
+        self._begin = self.intake.used = 0
+        self.intake.address, self.intake.size = chunk.address, chunk.size
 
-    def _leave(self, calls: list[tuple[int, int]] | None, spent: tuple[Chunk, ...]) -> None:
-        records, self._records = self._records, []
-        self._sent += len(records)
-        self._send(Batch(cast("Tick", self.tick), records, calls, spent))
+    def _leave(self, calls: Sequence[tuple[int, int]] | None, spent: tuple[Chunk, ...]) -> None:
+        intake = self.intake
+        rows, intake.rows = intake.rows, []
+        resolve = partial(self._owners.resolve, rows, self._chunk, self._begin, self._sent)
+        self._taken += len(rows)
+        self._begin = intake.used
+        self._sent += len(rows)
+        self._send(Batch(cast("Tick", self.tick), resolve, len(rows), calls, spent))
 
     def _skip(
-        self, source: Source, slot: str, param: str, call: tuple[int, int], tensor: torch.Tensor
+        self, source: Source, slot: str, param: str, call: Call, tensor: torch.Tensor
     ) -> None:
         reason = unstorable(tensor) or ""
-        self.counts[SKIPPED] += 1
         self.skip(reason)
+        self._unstorable += 1
         dtype, device = str(tensor.dtype).removeprefix("torch."), str(tensor.device)
-        what = Description(*source, slot, param, "", "", dtype, _shape(tensor), device, 0)
-        self._records.append(Record(what, *call, None, None, reason=reason))
-
-
-def unstorable(tensor: torch.Tensor) -> str | None:
-    """Return why a tensor cannot be stored as plain bytes, None when it can."""
-    if type(tensor) not in _PLAIN:
-        return f"tensor subclass {type(tensor).__name__}"
-    if tensor.layout is not torch.strided:
-        return f"layout {str(tensor.layout).removeprefix('torch.')}"
-    if tensor.is_meta:
-        return "meta tensor, it has no values"
-    if not tensor.data_ptr() and tensor.numel():
-        return "tensor without memory"
-    if tensor.dtype not in STORABLE:
-        return f"dtype {str(tensor.dtype).removeprefix('torch.')} cannot be stored"
-    return None
-
-
-def _is_literal(tensor: torch.Tensor) -> bool:
-    """Tell whether the values are plain bytes at one place in this process's memory."""
-    return (
-        tensor.is_cpu
-        and tensor.is_contiguous()
-        and not (tensor.is_neg() or tensor.is_conj())  # flags that a reader of the bytes must apply
-    )
-
-
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    try:
-        return tuple(int(n) for n in tensor.shape)
-    except (RuntimeError, TypeError, AttributeError):  # a nested tensor has no shape
-        return ()
+        shape = shape_of(tensor)
+        what = Description(*source, slot, param, "", "", dtype, shape, device, 0, reason)
+        self.intake.rows.append((what, *call, None, None))

@@ -16,16 +16,15 @@ MAX_BYTES = 256 << 20
 
 
 class Chunk:
-    """One page-aligned block of memory, filled from the front; `used` bytes of it hold tensors."""
+    """One page-aligned block of memory, filled from the front."""
 
-    __slots__ = ("address", "memory", "size", "used")
+    __slots__ = ("address", "memory", "size")
 
     def __init__(self, size: int) -> None:
         """Map `size` bytes of anonymous memory; `address` is where they lie in this process."""
         self.memory = mmap.mmap(-1, size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.size = size
-        self.used = 0
 
 
 class Span(NamedTuple):
@@ -76,7 +75,6 @@ class Arena:
 
     def release(self, chunk: Chunk) -> None:
         """Give a chunk back; its spans must not be read any more."""
-        chunk.used = 0
         with self._changed:
             self._in_flight -= chunk.size
             if chunk.size == self._chunk_bytes:

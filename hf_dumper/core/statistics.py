@@ -57,6 +57,12 @@ class Statistics(NamedTuple):
 FIELDS = Statistics._fields
 COUNTS = frozenset({"count", "zeros", "nan", "pos_inf", "neg_inf"})
 
+TABLE = np.dtype([(name, np.int64 if name in COUNTS else np.float64) for name in FIELDS])
+"""Statistics of many tensors in columns: NaN stands for None, and NONE for no statistics at all."""
+
+NONE = -1
+"""The `count` of a row of a table that stands for a tensor without statistics."""
+
 
 @dataclass(slots=True)
 class _Moments:
@@ -137,28 +143,28 @@ def describe(tensors: Sequence[torch.Tensor]) -> list[Statistics | None]:
             flat = [tensors[i].reshape(-1) for i in members[first:last]]
             values = flat[0] if len(flat) == 1 else torch.cat([_catable(f) for f in flat])
             found = describe_adjacent(values.view(flat[0].dtype), sizes[first:last])
-            for i, statistics in zip(members[first:last], found, strict=True):
-                results[i] = statistics
+            for i, row in zip(members[first:last], found.tolist(), strict=True):
+                results[i] = Statistics._make(None if x != x else x for x in row)
     return results
 
 
-def describe_adjacent(values: torch.Tensor, sizes: Sequence[int]) -> list[Statistics]:
-    """Return the statistics of tensors that lie end to end in one vector.
+def describe_adjacent(values: torch.Tensor, sizes: Sequence[int]) -> NDArray[np.void]:
+    """Return the statistics of tensors that lie end to end in one vector, a TABLE.
 
     Args:
         values: One-dimensional, on the CPU, of any type but a complex one.
         sizes: Number of elements of each tensor, in order.
     """
-    results: list[Statistics] = []
+    table = np.empty(len(sizes), TABLE)
     start = 0
     for first, last in _packs(sizes):
         stop = start + sum(sizes[first:last])
         if stop - start > BLOCK:
-            results.append(_describe_large(values[start:stop]))
+            _describe_large(values[start:stop], table[first:last])
         else:
-            results += _describe_pack(values[start:stop], sizes[first:last])
+            _describe_pack(values[start:stop], sizes[first:last], table[first:last])
         start = stop
-    return results
+    return table
 
 
 def _packs(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -178,27 +184,30 @@ def _catable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
-def _describe_pack(values: torch.Tensor, sizes: Sequence[int]) -> list[Statistics]:
+def _describe_pack(values: torch.Tensor, sizes: Sequence[int], table: NDArray[np.void]) -> None:
     """Describe many small tensors with one reduction per statistic over all of them."""
-    n = np.array([size for size in sizes if size])
-    if not n.size:
-        return [_Moments().result() for _ in sizes]
-    starts = np.concatenate(([0], np.cumsum(n)[:-1]))
-    found = _finish(n, _sums(values, starts))
-    exact = (
-        statistics or _describe_exactly(values[start : start + size])
-        for statistics, start, size in zip(found, starts.tolist(), n.tolist(), strict=True)
-    )
-    return [next(exact) if size else _Moments().result() for size in sizes]
+    n = np.array(sizes)
+    present = n > 0
+    if not present.all():
+        table[~present] = _row(_Moments())
+        n = n[present]
+    if n.size:
+        ends = np.cumsum(n)
+        starts = ends - n
+        found = _finish(n, _sums(values, starts))
+        for i in np.flatnonzero(found["count"] == NONE).tolist():
+            found[i] = _row(_exact_moments(values[starts[i] : ends[i]]))
+        table[present] = found
 
 
-def _describe_large(values: torch.Tensor) -> Statistics:
+def _describe_large(values: torch.Tensor, table: NDArray[np.void]) -> None:
     """Describe one tensor block by block, so that memory does not grow with it."""
     blocks = [_sums(block, np.array([0])) for block in values.split(BLOCK)]
     lows, highs, totals, squares, zeros = (np.concatenate(c) for c in zip(*blocks, strict=True))
     sums = lows.min(), highs.max(), totals.sum(), squares.sum(), zeros.sum()
-    (found,) = _finish(np.array([values.numel()]), tuple(np.atleast_1d(s) for s in sums))
-    return found or _describe_exactly(values)
+    table[:] = _finish(np.array([values.numel()]), tuple(np.atleast_1d(s) for s in sums))
+    if table["count"][0] == NONE:
+        table[0] = _row(_exact_moments(values))
 
 
 _Sums: TypeAlias = tuple[NDArray[Any], ...]
@@ -221,32 +230,36 @@ def _sums(values: torch.Tensor, starts: NDArray[np.intp]) -> _Sums:
     return lows.astype(np.float64), highs.astype(np.float64), totals, squares, zeros
 
 
-def _finish(n: NDArray[np.intp], sums: _Sums) -> list[Statistics | None]:
-    """Return the statistics that follow from sums over `n` values, None where they do not.
+def _finish(n: NDArray[np.intp], sums: _Sums) -> NDArray[np.void]:
+    """Return the statistics that follow from sums over `n` values, NONE where they do not.
 
     A sum of squares is finite only if every value is. And the variance of values far from 0 would
     be lost in the difference of two large numbers.
     """
     lows, highs, totals, squares, zeros = sums
+    table = np.zeros(len(n), TABLE)
     with np.errstate(invalid="ignore", over="ignore"):
         means, mean_squares = totals / n, squares / n
         variances = mean_squares - means * means
         good = (variances > _CANCELLED * mean_squares) & np.isfinite(squares)
-        columns = [lows, highs, means, np.sqrt(variances.clip(0)), np.sqrt(squares)]
-        columns += [totals.astype(np.float64), np.maximum(np.abs(lows), np.abs(highs))]
-    rows = zip(n.tolist(), *(c.tolist() for c in columns), zeros.tolist(), strict=True)
-    return [
-        Statistics._make((*row, 0, 0, 0)) if ok else None
-        for row, ok in zip(rows, good.tolist(), strict=True)
-    ]
+        table["count"] = np.where(good, n, NONE)
+        table["min"], table["max"], table["mean"] = lows, highs, means
+        table["std"], table["l2"] = np.sqrt(variances.clip(0)), np.sqrt(squares)
+        table["sum"], table["absmax"] = totals, np.maximum(np.abs(lows), np.abs(highs))
+        table["zeros"] = zeros
+    return table
 
 
-def _describe_exactly(values: torch.Tensor) -> Statistics:
+def _exact_moments(values: torch.Tensor) -> _Moments:
     """Describe one tensor with masks, and with its deviations from the mean."""
     moments = _Moments(count=values.numel())
     for block in values.split(BLOCK):
         moments.add(block.to(_wide(values)).numpy())
-    return moments.result()
+    return moments
+
+
+def _row(moments: _Moments) -> tuple[float, ...]:
+    return tuple(math.nan if value is None else value for value in moments.result())
 
 
 class _Scratch(threading.local):

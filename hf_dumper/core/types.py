@@ -1,13 +1,13 @@
 """The values that travel from a live model to the disk and back.
 
-`Record` and its like are named tuples rather than frozen dataclasses: they are made once per tensor
-inside the forward, where a frozen dataclass costs several times as much.
+Records travel in columns, as a forward has hundreds of them: an object for each would cost more
+than its bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,8 @@ class Description(NamedTuple):
     """What a tensor is, without its values: much of it is the same from token to token.
 
     Capture makes one per tensor and shape and uses it again, so that whoever writes records can
-    tell by identity that nothing changed. `nbytes` is the length of the values in bytes.
+    tell by identity that nothing changed. `nbytes` is the length of the values in bytes. `reason`
+    says why the values are not recorded, and is empty when they are.
     """
 
     module: str
@@ -80,16 +81,17 @@ class Description(NamedTuple):
     shape: tuple[int, ...]
     device: str
     nbytes: int
+    reason: str = ""
+
+
+STORED, ALIASED, SKIPPED = "stored", "aliased", "skipped"
 
 
 class Record(NamedTuple):
     """One captured tensor: what it is, where in the forward it was seen, and the bytes it owns.
 
-    `call` counts the calls of the module in the forward; `call_index` is the place of this call in
-    the forward's list of calls, -1 outside of any: the order of completion is known only when the
-    forward ends. `hash` is the xxh3-64 of the bytes. `span` are the bytes in row-major order, None
-    when the record was skipped or is an alias. `alias_of` is the index, within the forward's
-    records, of the record that owns the same bytes. `reason` says why a record was skipped.
+    The fields are those of `Records`; `span` are the bytes in row-major order, None when the record
+    was skipped or is an alias.
     """
 
     what: Description
@@ -98,7 +100,6 @@ class Record(NamedTuple):
     hash: int | None
     span: Span | None
     alias_of: int | None = None
-    reason: str = ""
 
     @property
     def status(self) -> str:
@@ -108,22 +109,75 @@ class Record(NamedTuple):
         return SKIPPED if self.alias_of is None else ALIASED
 
 
-STORED, ALIASED, SKIPPED = "stored", "aliased", "skipped"
+@dataclass(frozen=True, slots=True)
+class Records(Sequence[Record]):
+    """Records of one forward in order of capture, in columns of one length.
+
+    Attributes:
+        what: What each tensor is.
+        call: Number of the module's call in the forward.
+        call_index: Place of this call in the forward's list of calls, -1 outside of any: the order
+            of completion is known only when the forward ends.
+        hash: xxh3-64 of the bytes, None when they are not recorded.
+        offset: Where the bytes begin in `chunk`, None for a record without bytes of its own. Bytes
+            that follow each other in the column follow each other in memory, without gaps.
+        alias_of: Index, within the forward's records, of the record that owns the same bytes.
+        chunk: Memory of all the bytes, None when no record has any.
+    """
+
+    what: Sequence[Description] = ()
+    call: Sequence[int] = ()
+    call_index: Sequence[int] = ()
+    hash: Sequence[int | None] = ()
+    offset: Sequence[int | None] = ()
+    alias_of: Sequence[int | None] = ()
+    chunk: Chunk | None = None
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.what)
+
+    @overload
+    def __getitem__(self, i: int) -> Record: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Record]: ...
+    def __getitem__(self, i: int | slice) -> Record | Sequence[Record]:
+        """Return one record, or several, as rows."""
+        return list(self)[i]
+
+    def __iter__(self) -> Iterator[Record]:
+        """Iterate over the records as rows."""
+        spans = (
+            Span(self.chunk, offset, what.nbytes)
+            if offset is not None and self.chunk is not None
+            else None
+            for what, offset in zip(self.what, self.offset, strict=True)
+        )
+        columns = (self.what, self.call, self.call_index, self.hash, spans, self.alias_of)
+        return map(Record._make, zip(*columns, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Records of one forward, in order of capture.
 
-    A forward may send several batches: each full chunk travels while the forward still runs. The
-    last one has `calls`: (seq_in, seq_out) per module call of the whole forward, seq_out -1 for a
-    call that did not return. `spent` are the chunks that no later batch refers to: whoever has
-    written the batch gives them back to the arena.
+    A forward may send several batches: they travel while it still runs.
+
+    Attributes:
+        tick: The forward.
+        resolve: Returns the records; to be called once, batch by batch in order, by whoever writes
+            them: hashes and aliases are found then, and not while the model waits in a hook.
+        count: Number of the records.
+        calls: In the last batch of a forward (seq_in, seq_out) per module call of the whole
+            forward, seq_out -1 for a call that did not return; None in any other.
+        spent: The chunks that no later batch refers to: whoever has written the batch gives them
+            back to the arena.
     """
 
     tick: Tick
-    records: list[Record]
-    calls: list[tuple[int, int]] | None = None
+    resolve: Callable[[], Records]
+    count: int
+    calls: Sequence[Sequence[int]] | None = None
     spent: tuple[Chunk, ...] = ()
 
 

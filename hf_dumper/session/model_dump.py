@@ -58,6 +58,10 @@ class ModelDump:
         """Take a batch of the open run."""
         self._sink.write(batch)
 
+    def hurry(self) -> None:
+        """Write what was taken now: the moment is good."""
+        self._sink.hurry()
+
     def flush(self) -> None:
         """Wait until every batch taken so far is written."""
         self._sink.flush()

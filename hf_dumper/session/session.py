@@ -66,10 +66,15 @@ class DumpSession(HookOwner):
         self._tokenizer = tokenizer
         self._tokens = parse_tokens(config.token_range)
         modules = [] if config.dump_last_logits else select_modules(model, config)
-        self._observer = Observer(model, modules, self._tokens, last_logits=config.dump_last_logits)
-        self._observer.state.inputs = config.tensor_part != OUTPUTS
-        self._observer.state.outputs = config.tensor_part != INPUTS
-        self._observer.state.device = config.device_id
+        self._observer = Observer(
+            model,
+            modules,
+            self._tokens,
+            last_logits=config.dump_last_logits,
+            inputs=config.tensor_part != OUTPUTS,
+            outputs=config.tensor_part != INPUTS,
+            device=config.device_id,
+        )
         self._processor = DumpLogitsProcessor(self._on_scores)
         self._criteria = DumpStoppingCriteria(self._on_token)
         self._runs: list[int] = []
@@ -314,7 +319,7 @@ class DumpSession(HookOwner):
         if scope is None:
             return
         observer.close_run()
-        snapshot = observer.state.snapshot
+        snapshot = observer.snapshot
         cause = error or observer.failure
         reason = None if cause is None else f"{type(cause).__name__}: {cause}"
         inputs = observer.inputs
@@ -363,7 +368,7 @@ class DumpSession(HookOwner):
             return (
                 f"Nothing was dumped to {str(self.path)!r}: the model did not run before close()."
             )
-        skipped = self._observer.state.snapshot.skipped
+        skipped = self._observer.snapshot.skipped
         seen = f" Skipped in the last run: {dict(skipped)}." if skipped else ""
         return (
             f"Nothing was dumped to {str(self.path)!r}, runs: {len(self._runs)}. token_range="

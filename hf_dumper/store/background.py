@@ -3,15 +3,23 @@
 import threading
 from dataclasses import replace
 from queue import Queue
+from typing import Final
 
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.protocols import Sink
 from hf_dumper.core.types import Batch, RunInfo, RunResult
 from hf_dumper.errors import CaptureError, DumpWriteError
 
+PATIENCE: Final = 0.02
+"""Seconds that a batch may wait for a good moment to be written."""
+
 
 class BackgroundSink:
     """Writes batches to `inner` in one thread that lives from `open_run` to `commit_run`.
+
+    Python runs in one thread at a time. A writer that works while the model's own Python does holds
+    it up, and each hand-over costs more than what is handed over. So the thread waits until it is
+    told, by `hurry`, that the model is in a long kernel; but not for long.
 
     The thread gives the chunks of a batch back to the arena when the batch is written. After an
     error of `inner` it goes on to do so with the batches it drops: a producer that waits for room
@@ -25,6 +33,7 @@ class BackgroundSink:
         self._arena = arena
         self._queue: Queue[Batch | None] = Queue()
         self._thread: threading.Thread | None = None
+        self._go = threading.Event()
         self.failure: BaseException | None = None
         self.dropped = 0
 
@@ -48,12 +57,16 @@ class BackgroundSink:
             msg = "No run is open."
             raise CaptureError(msg)
         self._queue.put(batch)
+        if batch.spent:  # memory is to be given back
+            self._go.set()
+
+    def hurry(self) -> None:
+        """Write what is queued now: the moment is good, or somebody waits."""
+        self._go.set()
 
     def flush(self) -> None:
-        """Wait until every batch that was queued is written, or dropped after a failure.
-
-        Called before a forward begins, so that a kill loses no other forward than that one.
-        """
+        """Wait until every batch that was queued is written, or dropped after a failure."""
+        self._go.set()
         self._queue.join()
 
     def commit_run(self, result: RunResult) -> None:
@@ -82,22 +95,26 @@ class BackgroundSink:
     def _join(self) -> None:
         if self._thread:
             self._queue.put(None)
+            self._go.set()
             self._thread.join()
             self._thread = None
 
     def _drain(self, queue: "Queue[Batch | None]") -> None:
         while (batch := queue.get()) is not None:
+            self._go.wait(PATIENCE)
             try:
                 if self.failure is None:
                     self._inner.write(batch)
                 else:
-                    self.dropped += len(batch.records)
+                    self.dropped += batch.count
             except BaseException as error:  # kept for commit_run, which is in the caller's thread
                 self.failure = error
-                self.dropped += len(batch.records)
+                self.dropped += batch.count
             finally:
                 for chunk in batch.spent:
                     self._arena.release(chunk)
+                if queue.empty():
+                    self._go.clear()
                 queue.task_done()
         queue.task_done()
 

@@ -8,7 +8,6 @@ gathered in an aligned buffer, and the last block is written again when it grows
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
 from errno import EINVAL, ENOSPC, EOPNOTSUPP
 from pathlib import Path
 from typing import Final
@@ -40,18 +39,17 @@ class DirectFile(GrowingFile):
         self._start = 0
         super().__init__(path, head, os.O_DIRECT)
 
-    def append(self, views: Sequence[memoryview]) -> None:
-        """Write the views one after the other at the end of the file."""
+    def append(self, view: memoryview) -> None:
+        """Write bytes at the end of the file."""
         held, start, tail = self._held, self._start, self._buffer[: self._held].copy()
         try:
-            for view in views:
-                self._gather(np.frombuffer(view, np.uint8))
+            self._gather(np.frombuffer(view, np.uint8))
             self._write_held()
         except BaseException:
             self._held, self._start, self._buffer[:held] = held, start, tail
             os.ftruncate(self._fd, self.end)
             raise
-        self.end += sum(view.nbytes for view in views)
+        self.end += view.nbytes
 
     def overwrite(self, head: bytes) -> None:
         """Cut the padding off and replace the first bytes; nothing is appended after that."""

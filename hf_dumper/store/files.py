@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,9 +10,6 @@ from hf_dumper.errors import DumpFormatError, DumpNotFoundError
 
 TEMPORARY: Final = ".tmp"
 """Suffix of files that are being written; one that stays behind after a kill means nothing."""
-
-_MOST_VIEWS: Final = 1024
-"""Buffers that one writev() takes on Linux and macOS."""
 
 
 def temporary(path: Path) -> Path:
@@ -65,23 +62,23 @@ class GrowingFile:
         flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o666)
         try:
-            self.append([memoryview(head)])
+            self.append(memoryview(head))
         except BaseException:
             self.close()
             path.unlink()
             raise
 
-    def append(self, views: Sequence[memoryview]) -> None:
-        """Write the views one after the other at the end of the file."""
+    def append(self, view: memoryview) -> None:
+        """Write bytes at the end of the file."""
+        done = 0
         try:
-            written = sum(
-                self._write(views[i : i + _MOST_VIEWS]) for i in range(0, len(views), _MOST_VIEWS)
-            )
+            while done < view.nbytes:
+                # Less than all: a signal, a full disk, or the 2 GiB that one call takes at most.
+                done += os.pwrite(self._fd, view[done:], self.end + done)
         except BaseException:
             os.ftruncate(self._fd, self.end)
-            os.lseek(self._fd, self.end, os.SEEK_SET)
             raise
-        self.end += written
+        self.end += done
 
     def overwrite(self, head: bytes) -> None:
         """Replace the first bytes of the file."""
@@ -94,22 +91,3 @@ class GrowingFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def _write(self, views: Sequence[memoryview]) -> int:
-        total = sum(view.nbytes for view in views)
-        left = list(views)
-        missing = total
-        while missing:
-            done = os.writev(self._fd, left)
-            missing -= done
-            if missing:  # a signal, a full disk or the 2 GiB that one call takes at most
-                left = _after(left, done)
-        return total
-
-
-def _after(views: list[memoryview], done: int) -> list[memoryview]:
-    for i, view in enumerate(views):
-        if done < view.nbytes:
-            return [view[done:], *views[i + 1 :]]
-        done -= view.nbytes
-    return []

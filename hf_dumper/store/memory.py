@@ -1,5 +1,6 @@
 """A sink that keeps everything in memory, for tests and small experiments."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class MemorySink:
         if batch.tick.forward != self._pending_forward:
             self._pending.clear()
             self._pending_forward = batch.tick.forward
-        for record in batch.records:
+        for record in batch.resolve():
             data = None if record.span is None else bytes(record.span.view)
             if record.alias_of is not None:
                 data = self._pending[record.alias_of][1]
@@ -95,7 +96,7 @@ class MemorySink:
     def _is_open(self) -> bool:
         return len(self.results) < len(self.runs)
 
-    def _end_forward(self, tick: Tick, calls: list[tuple[int, int]]) -> None:
+    def _end_forward(self, tick: Tick, calls: Sequence[Sequence[int]]) -> None:
         order = [(start, None if end < 0 else end) for start, end in calls]
         for record, data in self._pending:
             seq_in, seq_out = (None, None) if record.call_index < 0 else order[record.call_index]

@@ -1,18 +1,18 @@
 """One run being written: its folder, its shards, its tables, and the steps of its commit."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, RunInfo, RunResult
 from hf_dumper.errors import CaptureError
 from hf_dumper.store import layout
 from hf_dumper.store.files import write_json
-from hf_dumper.store.forward import ColumnCache, ForwardTable, describe_records
-from hf_dumper.store.shards import Place, ShardSet
+from hf_dumper.store.forward import ColumnCache, ForwardTable
+from hf_dumper.store.reduce import describe_records
+from hf_dumper.store.shards import ShardSet, nowhere
 from hf_dumper.store.tables import TableStream, read_stream, write_parquet
-
-if TYPE_CHECKING:
-    from hf_dumper.core.statistics import Statistics
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
 
@@ -39,21 +39,18 @@ class RunWriter:
         self._tokens: set[int] = set()
         self._unfinished: list[int] = []
         self._forwards = 0
-        self._counts = dict.fromkeys((STORED, ALIASED, SKIPPED), 0)
+        self._counts = Counter(dict.fromkeys((STORED, ALIASED, SKIPPED), 0))
         write_json(self._run_folder / layout.RUN_PARTIAL, self._facts(complete=False))
         self._index = self._stream(layout.INDEX)
         self._positions = self._stream(layout.POSITIONS)
 
     def write(self, batch: Batch) -> None:
         """Write a batch; the last of a forward, which has `calls`, makes it visible."""
-        forward = self._of(batch)
-        records = batch.records
-        places: list[Place | None] = [None] * len(records)
-        statistics: list[Statistics | None] = [None] * len(records)
+        forward, records = self._of(batch), batch.resolve()
+        places = nowhere(len(records))
         if self._shards:
             places = self._shards.store(batch.tick.forward, records)
-        if self._with_statistics:
-            statistics = describe_records(records)
+        statistics = describe_records(records) if self._with_statistics else None
         forward.add(records, places, statistics)
         if batch.calls is not None:
             forward.tick = batch.tick  # an encoder's batches leave before the sizes are known
@@ -101,15 +98,14 @@ class RunWriter:
             self._forward = ForwardTable(self._info.run, self._rank, batch.tick, self._columns)
         return self._forward
 
-    def _end_forward(self, forward: ForwardTable, calls: list[tuple[int, int]]) -> None:
+    def _end_forward(self, forward: ForwardTable, calls: Sequence[Sequence[int]]) -> None:
         index = forward.index(calls)
         self._positions.append(forward.positions())
         self._index.append(index)
         self._forward = None
         self._forwards += 1
         self._tokens.add(forward.tick.token)
-        for record in forward.records:
-            self._counts[record.status] += 1
+        self._counts.update(forward.counts())
 
     def _drop_forward(self) -> None:
         if self._forward:
@@ -131,6 +127,6 @@ class RunWriter:
             "counts": dict(result.counts),
             "forwards": self._forwards,
             "tokens": len(self._tokens),
-            "records": self._counts,
+            "records": dict(self._counts),
             "bytes": self._shards.bytes if self._shards else 0,
         }

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hf_dumper.core.arena import Span
-from hf_dumper.core.types import Description, Record
+from hf_dumper.core.arena import Chunk, Span
+from hf_dumper.core.types import Description, Records
 from hf_dumper.errors import DumpWriteError
 from hf_dumper.store.direct import grow
 from hf_dumper.store.dtypes import stored_as
@@ -27,16 +27,24 @@ ENTRY_BYTES: Final = 160
 _LENGTH_BYTES: Final = 8
 
 
-class Place(NamedTuple):
-    """Where the bytes of a tensor are; `offset` counts from the start of the file."""
+class Places(NamedTuple):
+    """Where the bytes of records are, in columns; None for records without bytes of their own.
 
-    shard: str
-    tensor: str
-    offset: int
+    `offset` counts from the start of the file.
+    """
+
+    shard: list[str | None]
+    tensor: list[str | None]
+    offset: list[int | None]
+
+
+def nowhere(n: int) -> Places:
+    """Return the places of `n` records without bytes."""
+    return Places([None] * n, [None] * n, [None] * n)
 
 
 class Shard:
-    """One open shard. What was added is in the file, and in the header, once `flush` returns."""
+    """One open shard. What `append` has taken is in the file, and will be in the header."""
 
     def __init__(self, folder: Path, number: int, head: int) -> None:
         """Create the file; `head` is the least number of bytes to reserve before the data."""
@@ -48,47 +56,38 @@ class Shard:
         path = folder / partial_name(self.name)
         self._file = grow(path, bytes(self.data_start))
         self._entries: list[str] = []
-        self._waiting: list[str] = []
-        self._extents: list[Span] = []
         self._header_bytes = len("{}") - len(",")
-        self._waiting_bytes = 0
-        self._end = self.data_start
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of the tensors added so far."""
-        return self._end - self.data_start
+        """Bytes of the tensors so far."""
+        return self._file.end - self.data_start
 
-    def add(self, label: "Label", forward: int, span: Span, most_bytes: int) -> Place | None:
-        """Queue a tensor and return its place, or None when it does not fit any more."""
-        begin = self._end - self.data_start
-        if begin and begin + span.nbytes > most_bytes:
-            return None
-        entry = label.entry(forward, begin, begin + span.nbytes)
-        needed = self._waiting_bytes + len(entry) + len(",")
-        if self._header_bytes + needed > self.room:
-            return None
-        place = Place(self.name, f"{forward}{label.tail}", self._end)
-        self._waiting_bytes = needed
-        self._waiting.append(entry)
-        self._extend(span)
-        self._end += span.nbytes
-        return place
+    def append(
+        self, forward: int, labels: Sequence["Label"], chunk: Chunk, start: int, most_bytes: int
+    ) -> list[int]:
+        """Write the first of these tensors, as many as fit; return the offsets of those.
 
-    def flush(self) -> None:
-        """Write what was queued: one extent per stretch of adjacent spans."""
-        try:
-            self._file.append([extent.view for extent in self._extents])
-            self._entries += self._waiting
-            self._header_bytes += self._waiting_bytes
-        finally:
-            self.forget()
-
-    def forget(self) -> None:
-        """Drop what was queued and is not in the file."""
-        self._extents, self._waiting = [], []
-        self._waiting_bytes = 0
-        self._end = self._file.end
+        Their bytes lie end to end in `chunk` from `start` on.
+        """
+        entries, offsets = [], []
+        header, first = self._header_bytes, self.data_bytes
+        end = first
+        for label in labels:
+            begin, end = end, end + label.what.nbytes
+            entry = label.entry(forward, begin, end)
+            grown = header + len(entry) + len(",")
+            if grown > self.room or (begin and end > most_bytes):
+                end = begin
+                break
+            header = grown
+            entries.append(entry)
+            offsets.append(self.data_start + begin)
+        if end > first:
+            self._file.append(Span(chunk, start, end - first).view)
+        self._entries += entries
+        self._header_bytes = header
+        return offsets
 
     def finish(self) -> None:
         """Fill in the header and give the file its final name."""
@@ -101,16 +100,6 @@ class Shard:
     def close(self) -> None:
         """Close the file as it is."""
         self._file.close()
-
-    def _extend(self, span: Span) -> None:
-        if not span.nbytes:
-            return
-        if self._extents:
-            chunk, offset, nbytes = self._extents[-1]
-            if chunk is span.chunk and offset + nbytes == span.offset:
-                self._extents[-1] = Span(chunk, offset, nbytes + span.nbytes)
-                return
-        self._extents.append(span)
 
 
 class ShardSet:
@@ -133,26 +122,31 @@ class ShardSet:
         """Bytes of the tensors in all shards."""
         return self._bytes + (self._shard.data_bytes if self._shard else 0)
 
-    def store(self, forward: int, records: Sequence[Record]) -> list[Place | None]:
-        """Write the records that have bytes; return the place of each, None for the others."""
-        try:
-            places = [
-                None if record.span is None else self._place(forward, record, record.span)
-                for record in records
-            ]
-        except BaseException:
-            # The caller gives the memory back: queued spans must not be written later.
-            if self._shard:
-                self._shard.forget()
-            raise
-        if self._shard:
-            self._shard.flush()
+    def store(self, forward: int, records: Records) -> Places:
+        """Write the bytes of records; return where they are."""
+        places = nowhere(len(records))
+        own = [i for i, offset in enumerate(records.offset) if offset is not None]
+        if not own or records.chunk is None:
+            return places
+        labels = [self._label(records.what[i], records.call[i]) for i in own]
+        self._claim(forward, labels)
+        done = 0
+        while done < len(own):
+            shard = self._shard or self._open(labels[done], forward)
+            start = records.offset[own[done]] or 0
+            offsets = shard.append(forward, labels[done:], records.chunk, start, self._most_bytes)
+            for i, label, offset in zip(own[done:], labels[done:], offsets, strict=False):
+                places.shard[i] = shard.name
+                places.tensor[i] = f"{forward}{label.tail}"
+                places.offset[i] = offset
+            done += len(offsets)
+            if done < len(own):
+                self.finish()
         return places
 
     def finish(self) -> None:
         """Complete the open shard."""
         if self._shard:
-            self._shard.flush()
             self._shard.finish()
             self._bytes += self._shard.data_bytes
             self._shard = None
@@ -163,36 +157,28 @@ class ShardSet:
             self._shard.close()
             self._shard = None
 
-    def _place(self, forward: int, record: Record, span: Span) -> Place:
-        label = self._label(record)
-        self._claim(forward, label)
-        while True:
-            shard = self._shard or self._open(label, forward, span)
-            place = shard.add(label, forward, span, self._most_bytes)
-            if place is not None:
-                return place
-            self.finish()
-
-    def _label(self, record: Record) -> "Label":
+    def _label(self, what: Description, call: int) -> "Label":
         # By identity: descriptions are used again, and comparing them would cost more than a label.
-        key = (id(record.what), record.call)
+        key = (id(what), call)
         label = self._labels.get(key)
-        if label is None or label.what is not record.what:
-            label = self._labels[key] = Label(record.what, record.call)
+        if label is None or label.what is not what:
+            label = self._labels[key] = Label(what, call)
         return label
 
-    def _claim(self, forward: int, label: "Label") -> None:
+    def _claim(self, forward: int, labels: Sequence["Label"]) -> None:
         # Names hold the forward, so they can only clash within one: the set stays small.
         if forward != self._forward:
             self._forward = forward
             self._tails.clear()
-        if label.tail in self._tails:
-            msg = f"Two tensors of one forward are named {label.tail!r}; a shard can hold only one."
-            raise DumpWriteError(msg)
-        self._tails.add(label.tail)
+        for label in labels:
+            if label.tail in self._tails:
+                msg = f"Two tensors of one forward are named {label.tail!r}; "
+                msg += "a shard can hold only one."
+                raise DumpWriteError(msg)
+            self._tails.add(label.tail)
 
-    def _open(self, label: "Label", forward: int, span: Span) -> Shard:
-        needed = len(label.entry(forward, 0, span.nbytes)) + len("{}") + _LENGTH_BYTES
+    def _open(self, label: "Label", forward: int) -> Shard:
+        needed = len(label.entry(forward, 0, label.what.nbytes)) + len("{}") + _LENGTH_BYTES
         self._shard = Shard(self._folder, self._count, max(self._head, needed))
         self._count += 1
         self._head = min(self._head * 2, MOST_HEAD)

@@ -37,7 +37,7 @@ class TableStream:
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Append a batch; it is in the file when this returns."""
-        self._file.append([memoryview(batch.serialize())])
+        self._file.append(memoryview(batch.serialize()))
 
     def close(self) -> None:
         """Close the file; may be called twice."""

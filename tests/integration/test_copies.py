@@ -13,6 +13,8 @@ from hf_dumper import DumpConfig, open_dump, register_hook
 
 IDS = torch.randint(5, 128, (2, 7), generator=torch.Generator().manual_seed(0))
 
+pytestmark = pytest.mark.usefixtures("kind_of_hooks")
+
 
 def through_file(model):
     file = io.BytesIO()

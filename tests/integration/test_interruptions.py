@@ -186,7 +186,7 @@ def test_a_model_on_the_meta_device_runs_as_before(tmp_path):
     model = nn.Linear(2, 3, device="meta")
     session = register_hook(model, DumpConfig(tmp_path))
     assert model(torch.ones(1, 2, device="meta")).shape == (1, 3)
-    assert session._observer.state.snapshot.skipped
+    assert session._observer.snapshot.skipped
     with pytest.raises(EmptyDumpError, match="meta"):
         session.close()
 

@@ -27,6 +27,8 @@ HOOKS = (
     "_load_state_dict_pre_hooks",
 )
 
+pytestmark = pytest.mark.usefixtures("kind_of_hooks")
+
 
 class BoomError(Exception):
     """What goes wrong."""

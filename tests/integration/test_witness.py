@@ -40,6 +40,8 @@ ENCODER = {
 VISION = {name: size for name, size in ENCODER.items() if name != "vocab_size"}
 VISION |= {"image_size": 8, "patch_size": 4}
 
+pytestmark = pytest.mark.usefixtures("kind_of_hooks")
+
 
 class Witness:
     """Clones whatever goes in and out of every module, by hooks of its own."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_dumper.capture.snapshot import STORABLE
+from hf_dumper.capture.storable import STORABLE
 from hf_dumper.core.types import ALIASED, STORED
 from tests.collector import TICK, Collector
 

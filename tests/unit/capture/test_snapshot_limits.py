@@ -6,7 +6,7 @@ import pytest
 import torch
 from xxhash import xxh3_64_intdigest
 
-from hf_dumper.capture.snapshot import unstorable
+from hf_dumper.capture.storable import unstorable
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.types import SKIPPED
 from tests.collector import Collector
@@ -54,7 +54,7 @@ def skipped_tensors():
 def test_what_cannot_be_stored_is_skipped_with_its_reason(seen, reason):
     seen.add(skipped_tensors()[reason]).done()
     assert seen.statuses == [SKIPPED]
-    assert reason in seen.records[0].reason
+    assert reason in seen.records[0].what.reason
     assert sum(seen.snapshot.skipped.values()) == seen.snapshot.counts[SKIPPED] == 1
 
 
@@ -81,7 +81,7 @@ def test_a_full_chunk_travels_while_the_forward_runs():
 
 def test_only_the_last_batch_of_a_forward_has_the_calls():
     seen = Collector(Arena(mmap.PAGESIZE, 4 * mmap.PAGESIZE))
-    seen.snapshot.calls.append([0, 1])
+    seen.snapshot.call()
     seen.add(*[torch.full((700,), float(i)) for i in range(9)]).done()
     assert [batch.calls is None for batch in seen.batches] == [True] * (len(seen.batches) - 1) + [
         False

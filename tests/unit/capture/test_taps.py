@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from hf_dumper.capture.snapshot import Snapshot
-from hf_dumper.capture.taps import TapState, tap_modules
+from hf_dumper.capture.taps import new_intake, tap_modules
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.types import Phase, Tick
 
 X = torch.arange(4.0)
+
+pytestmark = pytest.mark.usefixtures("kind_of_hooks")
 
 
 class Recorder:
@@ -20,21 +22,24 @@ class Recorder:
 
     def __init__(self, root):
         self.errors, self.records, self.calls = [], [], []
-        self.state = TapState(Snapshot(Arena(), self.take), self.errors.append)
+        self.intake = new_intake()
+        self.intake.fail = self.errors.append
+        self.intake.inputs = self.intake.outputs = True
+        self.snapshot = Snapshot(Arena(), self.take, self.intake)
         self.stack = ExitStack()
-        tap_modules(root.named_modules(), self.state, self.stack)
+        tap_modules(root.named_modules(), self.intake, self.stack)
 
     def take(self, batch):
-        self.records += batch.records
+        self.records += batch.resolve()
         self.calls += batch.calls or []
 
     def run(self, module, *args, **kwargs):
-        self.state.start_forward()
-        self.state.snapshot.begin(Tick(0, 0, Phase.FORWARD, 0, 1, 4))
-        self.state.recording = True
+        self.intake.stamp += 1
+        self.snapshot.begin(Tick(0, 0, Phase.FORWARD, 0, 1, 4))
+        self.intake.recording = True
         result = module(*args, **kwargs)
-        self.state.recording = False
-        self.state.snapshot.close()
+        self.intake.recording = False
+        self.snapshot.close()
         return result
 
     def found(self):
@@ -147,7 +152,7 @@ def test_what_is_no_tensor_is_counted_by_its_type():
     root = Keywords()
     recorder = Recorder(root)
     recorder.run(root, X, "text")
-    assert recorder.state.snapshot.skipped == {
+    assert recorder.snapshot.skipped == {
         "not a tensor: str": 1,
         "not a tensor: NoneType": 1,
     }
@@ -157,7 +162,7 @@ def test_what_is_no_tensor_is_counted_by_its_type():
 def test_one_part_may_be_left_out(inputs, outputs):
     root = Three()
     recorder = Recorder(root)
-    recorder.state.inputs, recorder.state.outputs = inputs, outputs
+    recorder.intake.inputs, recorder.intake.outputs = inputs, outputs
     recorder.run(root, X)
     slots = {r.what.slot for r in recorder.records}
     assert slots == ({"input.0"} if inputs else {"output"})
@@ -180,7 +185,7 @@ def test_an_input_changed_in_place_is_recorded_as_it_came_in():
 def test_an_error_of_ours_does_not_reach_the_model():
     root = Three()
     recorder = Recorder(root)
-    recorder.state.take = recorder.state.snapshot.add = lambda *_: 1 / 0
+    recorder.intake.take = recorder.intake.describe = lambda *_: 1 / 0
     assert torch.equal(recorder.run(root, X), X + 2)
     assert isinstance(recorder.errors[0], ZeroDivisionError)
 
@@ -189,7 +194,7 @@ def test_nothing_is_recorded_when_recording_is_off():
     root = Three()
     recorder = Recorder(root)
     root(X)
-    assert recorder.state.snapshot.calls == []
+    assert recorder.intake.calls == []
 
 
 def test_the_hooks_go_with_the_stack():

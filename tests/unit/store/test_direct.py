@@ -30,24 +30,25 @@ def pieces():
 def test_every_append_is_in_the_file_when_it_returns(direct):
     expected = HEAD
     for piece in pieces():
-        direct.append([memoryview(piece)])
+        direct.append(memoryview(piece))
         expected += piece
         assert direct.path.read_bytes()[: len(expected)] == expected
 
 
 def test_the_padding_goes_when_the_head_is_replaced(direct):
-    direct.append([memoryview(piece) for piece in pieces()])
+    for piece in pieces():
+        direct.append(memoryview(piece))
     direct.overwrite(b"h" * len(HEAD))
     assert direct.path.read_bytes() == b"h" * len(HEAD) + b"".join(pieces())
 
 
 def test_the_end_counts_no_padding(direct):
-    direct.append([memoryview(b"abc")])
+    direct.append(memoryview(b"abc"))
     assert direct.end == len(HEAD) + 3
 
 
 def test_a_failed_append_leaves_the_file_as_it_was(direct, monkeypatch):
-    direct.append([memoryview(b"before")])
+    direct.append(memoryview(b"before"))
     real, calls = os.pwrite, []
 
     def full(*arguments):
@@ -57,8 +58,8 @@ def test_a_failed_append_leaves_the_file_as_it_was(direct, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
-            direct.append([memoryview(bytes(2 * BUFFER_BYTES))])
-    direct.append([memoryview(b" after")])
+            direct.append(memoryview(bytes(2 * BUFFER_BYTES)))
+    direct.append(memoryview(b" after"))
     direct.overwrite(HEAD)
     assert direct.path.read_bytes() == HEAD + b"before after"
 

@@ -8,15 +8,10 @@ from hf_dumper.errors import DumpFormatError, DumpNotFoundError
 from hf_dumper.store.files import GrowingFile, read_json, write_json
 
 
-def views(*parts):
-    return [memoryview(part) for part in parts]
-
-
 def test_a_growing_file_holds_what_was_appended(tmp_path):
     file = GrowingFile(tmp_path / "f", b"head")
-    file.append(views(b"abc", b"de"))
-    file.append([])
-    file.append(views(b"f"))
+    for part in (b"abcde", b"", b"f"):
+        file.append(memoryview(part))
     assert (tmp_path / "f").read_bytes() == b"headabcdef"
     file.close()
 
@@ -28,39 +23,39 @@ def test_a_growing_file_never_replaces_another(tmp_path):
 
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
-    writev = os.writev
-    monkeypatch.setattr(os, "writev", lambda fd, parts: writev(fd, [parts[0][:3]]))
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, part, place: pwrite(fd, part[:3], place))
     file = GrowingFile(tmp_path / "f")
-    file.append(views(b"abcdefgh", b"", b"ij", b"klmnop"))
+    file.append(memoryview(b"abcdefghijklmnop"))
     file.close()
     assert (tmp_path / "f").read_bytes() == b"abcdefghijklmnop"
 
 
 def test_what_fails_halfway_is_cut_off_again(tmp_path, monkeypatch):
     file = GrowingFile(tmp_path / "f", b"head")
-    writev = os.writev
+    pwrite = os.pwrite
     results = iter([3])
 
-    def fail_later(fd, parts):
+    def fail_later(fd, part, place):
         try:
-            return writev(fd, [parts[0][: next(results)]])
+            return pwrite(fd, part[: next(results)], place)
         except StopIteration:
             raise OSError(28, "No space left on device") from None
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", fail_later)
+        patch.setattr(os, "pwrite", fail_later)
         with pytest.raises(OSError, match="No space"):
-            file.append(views(b"abcdef"))
-    file.append(views(b"xyz"))
+            file.append(memoryview(b"abcdef"))
+    file.append(memoryview(b"xyz"))
     file.close()
     assert (tmp_path / "f").read_bytes() == b"headxyz"
 
 
 def test_a_file_that_cannot_be_begun_is_not_there(tmp_path, monkeypatch):
-    def full(fd, parts):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space"):
         GrowingFile(tmp_path / "f", b"head")
     assert list(tmp_path.iterdir()) == []
