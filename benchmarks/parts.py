@@ -2,11 +2,12 @@
 
     python benchmarks/parts.py [--rounds 7]
 
-Each row is a `generate()` with one more part of the work than the row before; the figure is the
-median of the rounds, less that of the plain model.
+Each row is a `generate()` with one more part of the work than the row before, the last two with the
+hooks that are not compiled; the figure is the median of the rounds, less that of the plain model.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,7 @@ import torch
 from workloads import WORKLOADS
 
 from hf_dumper import DumpConfig, register_hook
-from hf_dumper.capture import snapshot
-from hf_dumper.capture.taps import TapState
+from hf_dumper.capture.taps import PURE_PYTHON
 from hf_dumper.store import BackgroundSink
 
 
@@ -48,10 +48,14 @@ def main() -> None:
         times.setdefault("+ empty hooks on every module", []).append(empty_hooks(model, generate))
         for name, left_out in PARTS.items():
             times.setdefault(name, []).append(dumped(model, generate, left_out))
+        with patch.dict(os.environ, {PURE_PYTHON: "1"}):
+            for name, left_out in PARTS.items():
+                key = f"{name}, in Python"
+                times.setdefault(key, []).append(dumped(model, generate, left_out))
     plain = statistics.median(times["plain model"])
     for name, seconds in times.items():
-        print(f"{name:44} {1000 * (statistics.median(seconds) - plain):6.1f} ms")
-    print(f"{'plain model':44} {1000 * plain:6.1f} ms in all")
+        print(f"{name:58} {1000 * (statistics.median(seconds) - plain):6.1f} ms")
+    print(f"{'plain model':58} {1000 * plain:6.1f} ms in all")
 
 
 def empty_hooks(model: torch.nn.Module, generate: Callable[[], float]) -> float:
@@ -98,15 +102,9 @@ def ignored() -> Iterator[None]:
 
 
 NO_WRITER = [(BackgroundSink, "write", drop)]
-NO_COPY = [*NO_WRITER, (snapshot, "_memmove", nothing)]
-NO_HASH = [*NO_COPY, (snapshot, "xxh3_64_intdigest", lambda _: 0)]
 PARTS = {
-    "+ our hooks, callbacks, opening the run": [*NO_WRITER, (TapState, "take", nothing)],
-    "+ taking arguments apart": [*NO_WRITER, (snapshot.Snapshot, "add", nothing)],
-    "+ records: description, alias look-up": NO_HASH,
-    "+ hashing": NO_COPY,
-    "+ copying": NO_WRITER,
-    "+ writing: shards, index, Parquet": [],
+    "+ hooks that copy, callbacks, opening the run": NO_WRITER,
+    "+ writing: hashes, aliases, shards, index": [],
 }
 
 

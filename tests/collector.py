@@ -33,7 +33,7 @@ class Collector:
         return self
 
     def done(self):
-        self.snapshot.close()
+        self.snapshot.end()
         return self
 
     def value(self, i):

@@ -57,7 +57,7 @@ typedef struct {
     Py_ssize_t stamp, sequence, epoch, batch, large;
     Py_ssize_t address, used, size;
     PyObject *calls, *rows, *not_tensors;
-    PyObject *plain, *describe, *make_room, *push, *take, *pause, *fail;
+    PyObject *plain, *describe, *make_room, *push, *take, *fail;
 } Intake;
 
 static PyMemberDef intake_members[] = {
@@ -77,7 +77,6 @@ static PyMemberDef intake_members[] = {
     {"rows", T_OBJECT_EX, offsetof(Intake, rows), 0, NULL},
     {"not_tensors", T_OBJECT_EX, offsetof(Intake, not_tensors), 0, NULL},
     {"plain", T_OBJECT_EX, offsetof(Intake, plain), 0, NULL},
-    {"pause", T_OBJECT_EX, offsetof(Intake, pause), 0, NULL},
     {"describe", T_OBJECT_EX, offsetof(Intake, describe), 0, NULL},
     {"make_room", T_OBJECT_EX, offsetof(Intake, make_room), 0, NULL},
     {"push", T_OBJECT_EX, offsetof(Intake, push), 0, NULL},
@@ -91,7 +90,6 @@ static int intake_traverse(Intake *self, visitproc visit, void *arg) {
     Py_VISIT(self->rows);
     Py_VISIT(self->not_tensors);
     Py_VISIT(self->plain);
-    Py_VISIT(self->pause);
     Py_VISIT(self->describe);
     Py_VISIT(self->make_room);
     Py_VISIT(self->push);
@@ -105,7 +103,6 @@ static int intake_clear(Intake *self) {
     Py_CLEAR(self->rows);
     Py_CLEAR(self->not_tensors);
     Py_CLEAR(self->plain);
-    Py_CLEAR(self->pause);
     Py_CLEAR(self->describe);
     Py_CLEAR(self->make_room);
     Py_CLEAR(self->push);
@@ -235,7 +232,6 @@ typedef struct {
     PyObject_HEAD
     PyObject *source, *params;
     Intake *intake; /* NULL in a tap that is inert */
-    int heavy;
     Py_ssize_t stamp, calls;
     Open *open;
     Py_ssize_t opened, room;
@@ -275,11 +271,10 @@ static Node *root_node(const char *slot) {
 }
 
 static int tap_init(Tap *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"source", "params", "intake", "heavy", NULL};
+    static char *names[] = {"source", "params", "intake", NULL};
     PyObject *source, *params, *intake;
-    self->heavy = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!|p", names, &PyTuple_Type, &source,
-                                     &PyTuple_Type, &params, &Intake_Type, &intake, &self->heavy))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!", names, &PyTuple_Type, &source,
+                                     &PyTuple_Type, &params, &Intake_Type, &intake))
         return -1;
     Py_XSETREF(self->source, Py_NewRef(source));
     Py_XSETREF(self->params, Py_NewRef(params));
@@ -506,13 +501,7 @@ static int enter(Tap *self, PyObject *args, PyObject *kwargs) {
     if (failed)
         return -1;
     self->open[self->opened++] = call;
-    if (intake->inputs && take_inputs(self, &call, args, kwargs) < 0)
-        return -1;
-    if (!self->heavy)
-        return 0;
-    PyObject *paused = PyObject_CallNoArgs(intake->pause);
-    Py_XDECREF(paused);
-    return paused == NULL ? -1 : 0;
+    return intake->inputs ? take_inputs(self, &call, args, kwargs) : 0;
 }
 
 static int leave(Tap *self, PyObject *output) {
@@ -530,7 +519,7 @@ static int leave(Tap *self, PyObject *output) {
 static int is_connected(const Intake *intake) {
     return intake->calls && intake->rows && intake->not_tensors && intake->plain &&
            intake->describe && intake->make_room && intake->push && intake->take &&
-           intake->pause && intake->fail;
+           intake->fail;
 }
 
 /* Whatever we did wrong, the model must go on; what is no Exception is not ours to keep. */

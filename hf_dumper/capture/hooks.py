@@ -28,8 +28,7 @@ class Intake:
         epoch: Changes with the sizes of the forward, on which descriptions depend.
         not_tensors: Numbers of plain values met instead of tensors, by class.
         plain: Classes of values that are no tensors and hold none.
-        describe, make_room, push, take, pause: The functions of a Snapshot that do what is not
-            common.
+        describe, make_room, push, take: The functions of a Snapshot that do what is not common.
         fail: Takes an exception of our own making: it must never reach the model.
     """
 
@@ -46,7 +45,6 @@ class Intake:
         "make_room",
         "not_tensors",
         "outputs",
-        "pause",
         "plain",
         "push",
         "recording",
@@ -74,7 +72,6 @@ class Intake:
     rows: list[tuple[Any, ...]]
     not_tensors: dict[type, int]
     plain: set[type]
-    pause: Callable[[], None]
     describe: Callable[..., Any]
     make_room: Callable[[int], None]
     push: Callable[[], None]
@@ -93,17 +90,11 @@ class Tap:
 
     intake: Intake | None = None
 
-    def __init__(
-        self, source: tuple[str, str], params: tuple[str, ...], intake: Intake, heavy: bool = False
-    ) -> None:
-        """Prepare for a module: its name and class, the parameters of its forward.
-
-        `heavy` tells that its forward is a long time in one kernel.
-        """
+    def __init__(self, source: tuple[str, str], params: tuple[str, ...], intake: Intake) -> None:
+        """Prepare for a module: its name and class, the parameters of its forward."""
         self.source = source
         self.params = params
         self.intake = intake
-        self.heavy = heavy
         self.stamp = -1
         self.calls = 0
         self.open: list[tuple[int, int, int]] = []
@@ -124,8 +115,6 @@ class Tap:
             self.open.append((*call, intake.stamp))
             if intake.inputs:
                 self._take_inputs(intake.take, args, kwargs, call)
-            if self.heavy:
-                intake.pause()
         except Exception as error:  # whatever we did wrong, the model must go on
             intake.fail(error)
 

@@ -13,7 +13,7 @@ import torch
 from hf_dumper.capture.clock import TokenClock
 from hf_dumper.capture.inputs import RootInputs, read_inputs
 from hf_dumper.capture.snapshot import Snapshot
-from hf_dumper.capture.taps import new_intake, tap_modules
+from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
 from hf_dumper.core.types import ROOT, Batch
@@ -84,6 +84,11 @@ class Observer:
     def attach(self, stack: ExitStack) -> None:
         """Hook the tapped modules; the handles are removed when `stack` is closed."""
         tap_modules(self._modules, self._intake, stack)
+        announce_kernels(self.model, self._before_kernel, stack)
+
+    def _before_kernel(self) -> None:
+        if self.snapshot.tick is not None and self.failure is None:
+            self._guarded(self.snapshot.pause)
 
     def open_run(self, run: int, dump: BatchSink) -> None:
         """Start recording into `dump`; `start_generation` or `start_forward` opens the clock."""
@@ -159,7 +164,7 @@ class Observer:
         """End the forward in progress; the last batch leaves."""
         self._intake.recording = False
         self._logits = None
-        self._guarded(self.snapshot.close)
+        self._guarded(self.snapshot.end)
 
     def _take_logits(self) -> None:
         logits, self._logits = self._logits, None

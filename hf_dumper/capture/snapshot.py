@@ -35,7 +35,7 @@ Source: TypeAlias = tuple[str, str]
 _MOST, _LEAST = 1024, 64
 """Records after which a batch leaves in any case, and at a good moment."""
 
-_LARGE = 1 << 18
+_LARGE = 1 << 16
 """Bytes from which a tensor is hashed where it lies, before the copy that it may make needless."""
 
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
@@ -95,7 +95,7 @@ class Snapshot:
         intake.batch, intake.large = _MOST, _LARGE
         intake.check_device = self._device is not None
         intake.describe, intake.make_room = self.describe, self._make_room
-        intake.push, intake.take, intake.pause = self.push, self.take, self.pause
+        intake.push, intake.take = self.push, self.take
 
     def begin(self, tick: Tick) -> None:
         """Start a forward; one that is still open is ended first."""
@@ -219,26 +219,19 @@ class Snapshot:
 
     def end(self) -> None:
         """End the forward in progress, if any: its calls are complete, its last batch leaves."""
-        if self.tick is not None:
-            self._finish(())
-
-    def close(self) -> None:
-        """End the forward in progress and give up the chunk in hand."""
-        chunk = self._chunk
-        if self.tick is not None:
-            self._finish(() if chunk is None else (chunk,))
-        elif chunk is not None:
-            self._arena.release(chunk)
-        self._chunk = None
-        self.intake.address = self.intake.used = self.intake.size = self._begin = 0
-
-    def _finish(self, spent: tuple[Chunk, ...]) -> None:
-        calls = self.intake.calls
-        self._leave(list(zip(calls[::2], calls[1::2], strict=True)), spent)
+        if self.tick is None:
+            return
+        # The chunk leaves, too, though it has room: the next forward finds it again, or its twin,
+        # and memory that is used again is in the caches and costs no page faults.
+        calls, self.intake.calls = self.intake.calls, []
+        self._leave(list(zip(calls[::2], calls[1::2], strict=True)), self._spend())
         self.tick = None
-        self.intake.calls = []
         self._sent = 0
         self._large.clear()
+
+    def _spend(self) -> tuple[Chunk, ...]:
+        chunk, self._chunk = self._chunk, None
+        return () if chunk is None else (chunk,)
 
     def _own(self, tensor: torch.Tensor, what: Description) -> tuple[int | None, int | None]:
         """Return (where the copy is in the chunk, hash where it is known already).
@@ -274,18 +267,21 @@ class Snapshot:
     def _make_room(self, nbytes: int) -> None:
         """Make room for so many bytes; what fills the chunk at hand leaves."""
         if self._chunk is not None:
-            self._leave(None, (self._chunk,))
+            self._leave(None, self._spend())
+            self.hurry()
         self._chunk = chunk = self._arena.take(nbytes)
-        self._begin = self.intake.used = 0
         self.intake.address, self.intake.size = chunk.address, chunk.size
 
     def _leave(self, calls: Sequence[tuple[int, int]] | None, spent: tuple[Chunk, ...]) -> None:
         intake = self.intake
         rows, intake.rows = intake.rows, []
-        resolve = partial(self._owners.resolve, rows, self._chunk, self._begin, self._sent)
+        chunk = spent[0] if spent else self._chunk
+        resolve = partial(self._owners.resolve, rows, chunk, self._begin, self._sent)
         self._taken += len(rows)
         self._begin = intake.used
         self._sent += len(rows)
+        if spent:
+            intake.address = intake.used = intake.size = self._begin = 0
         self._send(Batch(cast("Tick", self.tick), resolve, len(rows), calls, spent))
 
     def _skip(

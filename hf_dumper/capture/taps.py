@@ -4,7 +4,7 @@ The hooks exist twice, in Python and compiled; both do the same, the compiled on
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import MethodType
 from typing import Any, Final
@@ -60,12 +60,10 @@ def tap_modules(
     modules: Iterable[tuple[str, torch.nn.Module]], intake: hooks.Intake, stack: ExitStack
 ) -> None:
     """Hook the modules; the handles are removed when `stack` is closed."""
-    modules = list(modules)
-    heavy = _heavy(module for _, module in modules)
     kind: Any = PlainTap if type(intake) is hooks.Intake else CompiledTap
     for name, module in modules:
         source = (name or ROOT, type(module).__name__)
-        tap = kind(source, parameter_names(module), intake, module in heavy)
+        tap = kind(source, parameter_names(module), intake)
         # Bound by hand: the copy of a hook must be bound to the copy of its tap, which is inert,
         # but a method of a compiled class would be copied as it is.
         before, after = MethodType(kind.before, tap), MethodType(kind.after, tap)
@@ -73,15 +71,39 @@ def tap_modules(
         stack.enter_context(module.register_forward_hook(after, with_kwargs=True))
 
 
-def _heavy(modules: Iterable[torch.nn.Module]) -> set[torch.nn.Module]:
-    """Return the modules with the most to read at once: a language model's head, as a rule."""
+def announce_kernels(model: torch.nn.Module, tell: Callable[[], None], stack: ExitStack) -> None:
+    """Call `tell` before each module that will be a long time in one kernel, without Python.
+
+    Those are the modules with the most parameters of their own, all of which are read at once: the
+    head of a language model, as a rule. The hooks are removed when `stack` is closed.
+    """
     sizes = {
         module: sum(p.nbytes for p in module.parameters(recurse=False))
-        for module in modules
+        for module in model.modules()
         if not isinstance(module, torch.nn.Embedding)  # reads a few rows only
     }
     least = max([_HEAVY_BYTES, *(size // 2 for size in sizes.values())])
-    return {module for module, size in sizes.items() if size >= least}
+    for module, size in sizes.items():
+        if size >= least:
+            hook = KernelHook(tell)
+            stack.enter_context(module.register_forward_pre_hook(hook.before))
+
+
+class KernelHook(HookOwner):
+    """Tells that a long kernel is about to begin; a copy of it tells nobody."""
+
+    def __init__(self, tell: Callable[[], None] | None) -> None:
+        """Call `tell` before the module's forward."""
+        self._tell = tell
+
+    def before(self, *_: Any) -> None:
+        """Tell; a forward pre-hook."""
+        if self._tell is not None:
+            self._tell()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without whom to tell."""
+        return KernelHook, (None,)
 
 
 def _inert(kind: Any) -> Any:

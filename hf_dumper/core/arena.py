@@ -15,6 +15,9 @@ CHUNK_BYTES = 8 << 20
 MAX_BYTES = 256 << 20
 
 
+_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
+
+
 class Chunk:
     """One page-aligned block of memory, filled from the front."""
 
@@ -23,6 +26,8 @@ class Chunk:
     def __init__(self, size: int) -> None:
         """Map `size` bytes of anonymous memory; `address` is where they lie in this process."""
         self.memory = mmap.mmap(-1, size)
+        if _HUGE is not None:  # a fault for every 2 MiB rather than for every 4 KiB
+            self.memory.madvise(_HUGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.size = size
 

@@ -57,8 +57,6 @@ class BackgroundSink:
             msg = "No run is open."
             raise CaptureError(msg)
         self._queue.put(batch)
-        if batch.spent:  # memory is to be given back
-            self._go.set()
 
     def hurry(self) -> None:
         """Write what is queued now: the moment is good, or somebody waits."""

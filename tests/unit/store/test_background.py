@@ -182,3 +182,32 @@ def test_close_stops_the_thread_of_an_open_run():
     sink.close()
     assert writers() == []
     assert inner.results[0].incomplete == "closed before the run ended"
+
+
+def test_a_batch_waits_for_a_good_moment_but_not_for_long(monkeypatch):
+    monkeypatch.setattr("hf_dumper.store.background.PATIENCE", 0.2)
+    inner, arena = MemorySink(), Arena()
+    sink = BackgroundSink(inner, arena)
+    sink.open_run(INFO)
+    maker = BatchMaker(arena)
+    maker.begin(0, 0).add("a", torch.ones(1))
+    sink.write(maker.end())
+    assert inner.records == []
+    sink._queue.join()  # nobody hurries it
+    assert len(inner.records) == 1
+    sink.commit_run(RESULT)
+
+
+def test_a_hurried_batch_is_written_at_once(monkeypatch):
+    monkeypatch.setattr("hf_dumper.store.background.PATIENCE", 60)
+    inner, arena = MemorySink(), Arena()
+    sink = BackgroundSink(inner, arena)
+    sink.open_run(INFO)
+    maker = BatchMaker(arena)
+    for forward in range(3):
+        maker.begin(forward, forward).add("a", torch.ones(1))
+        sink.write(maker.end())
+        sink.hurry()
+        sink._queue.join()
+    assert len(inner.records) == 3
+    sink.commit_run(RESULT)
