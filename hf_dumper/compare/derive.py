@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from hf_dumper.compare.sums import OCTAVE, Plan, Sums
 from hf_dumper.core.verdicts import METRICS
 
 Values = dict[str, float | None]
+
+FEW_POSITIONS: Final = 8
+"""Fewer positions than this do not tell how large a channel usually is."""
 
 
 def derive(sums: Sums, plan: Plan) -> Values:
@@ -118,10 +122,13 @@ def _channel_error(sums: Sums, plan: Plan) -> float:
     """Return the `rel_l2` after each channel of both sides is divided by its golden size.
 
     The size is the root mean square over all positions; channels of next to none are divided by 2
-    ULP of the narrower type at the median size. With few positions a size is uncertain, and so is
-    this metric: at one position it is dominated by the golden values next to zero.
+    ULP of the narrower type at the median size. Over few positions a size is uncertain: a channel
+    may be next to zero there by chance. Then none is taken for smaller than a tenth of the median.
     """
-    floor = _negligible(sums.channel_g / plan.positions, plan.precision, plan.scale)
+    squares = sums.channel_g / plan.positions
+    floor = _negligible(squares, plan.precision, plan.scale)
+    if plan.positions < FEW_POSITIONS and (squares > 0).any():
+        floor = max(floor, float(np.median(squares[squares > 0])) / 100)
     sizes = np.maximum(sums.channel_g, floor * plan.positions)
     d, g = (_quotients(squares, sizes).sum() for squares in (sums.channel_d, sums.channel_g))
     return _ratio(float(d), float(g))
