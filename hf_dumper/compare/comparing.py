@@ -1,13 +1,14 @@
 """The whole path: two readers in, one `Comparison` out, which can be judged again."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import pyarrow as pa
 
 from hf_dumper.compare.align import SKIPPED_BY
+from hf_dumper.compare.cut import depths
 from hf_dumper.compare.divergence import find_divergence, from_findings
 from hf_dumper.compare.inputs import INCOMPLETE, input_findings, regime_findings
 from hf_dumper.compare.judge import judge_results, levels_of_runs, worst_of
@@ -18,7 +19,7 @@ from hf_dumper.compare.pairs import Alone, Pair
 from hf_dumper.compare.records import Side
 from hf_dumper.compare.registry import Metric
 from hf_dumper.compare.results import Measurer, as_table, measure_all
-from hf_dumper.compare.rows import match_rows, rows_of
+from hf_dumper.compare.rows import Match, match_rows, rows_of
 from hf_dumper.compare.saved import SavableComparison
 from hf_dumper.compare.tokens import DIVERGED, SAMPLED, judge_logits, judge_tokens, token_rows
 from hf_dumper.compare.tokens import as_table as token_table
@@ -54,7 +55,7 @@ def compare_dumps(
         divergence=None,
         results=as_table(rows),
         unmatched=_unmatched(pairing.alone),
-        tokens=token_table(token_rows(ours, theirs, matches)),
+        tokens=token_table(_tokens(ours, theirs, matches)),
         coverage={
             "rows": len(matches),
             "golden rows unmatched": len(alone[0]),
@@ -132,9 +133,17 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
         return Verdict.WARN
     if any(f.subject == INCOMPLETE for f in comparison.regime) or _unjudged(comparison.results):
         return Verdict.NOT_COMPUTABLE
+    if comparison.coverage.get("golden rows unmatched"):
+        return Verdict.UNMATCHED
     if chosen[Verdict.TRUNCATED] or comparison.coverage.get("positions truncated"):
         return Verdict.TRUNCATED
     return Verdict.IDENTICAL if not counts.keys() - {Verdict.IDENTICAL} else Verdict.PASS
+
+
+def _tokens(golden: Side, candidate: Side, matches: Sequence[Match]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the tokens; a model of another depth has other logits by nature."""
+    if depths(golden.reader.manifest, candidate.reader.manifest) is None:
+        yield from token_rows(golden, candidate, matches)
 
 
 def _diverged(tokens: pa.Table) -> bool:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from hf_dumper.compare.align import RunAligner
+from hf_dumper.compare.cut import Cut, depths
 from hf_dumper.compare.pairs import Alone, Pair
 from hf_dumper.compare.records import NameKey, Rec, RunRecords, Side, in_order
 from hf_dumper.compare.rows import Match
@@ -23,6 +24,7 @@ class Pairing:
         self.counts: Counter[str] = Counter()
         self._golden, self._candidate = golden, candidate
         self._matches = matches
+        self._layers = depths(golden.reader.manifest, candidate.reader.manifest)
         self._used: dict[int, set[int]] = {}
         self._names: set[NameKey] = set()
         self._paired: set[NameKey] = set()
@@ -33,8 +35,14 @@ class Pairing:
             records = self._golden.records(run)
             matches = [match for match in self._matches if match.golden.run == run]
             aligner = RunAligner(records, self._candidate, matches)
+            cut = Cut(records, self._layers)
             for record in in_order(records.records):
-                found = aligner.align(record)
+                if cut.comes_after(record):
+                    found: Pair | Alone | None = Alone(
+                        "golden", record, Verdict.UNMATCHED, cut.reason
+                    )
+                else:
+                    found = aligner.align(record)
                 self._note(record, found)
                 if isinstance(found, Pair):
                     yield found

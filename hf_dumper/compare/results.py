@@ -77,7 +77,9 @@ class Measurer:
         if found.elements and not found.compared:
             row |= _problem(Problem(Verdict.NOT_COMPUTABLE, "not one value is finite"))
         if found.mask_mismatches:
-            row |= {"verdict": Verdict.NON_FINITE}
+            count = f"{found.mask_mismatches} of {found.elements} values"
+            rule = f"{count} are not finite on one side, or not alike"
+            row |= {"verdict": Verdict.NON_FINITE, "rule": rule}
         return row
 
     def _by_statistics(self, pair: Pair) -> dict[str, Any]:
