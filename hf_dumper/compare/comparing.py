@@ -15,7 +15,7 @@ from hf_dumper.compare.judge import judge_results, levels_of_runs, worst_of
 from hf_dumper.compare.limits import Limits
 from hf_dumper.compare.naming import describe
 from hf_dumper.compare.pairing import Pairing
-from hf_dumper.compare.pairs import Alone, Pair
+from hf_dumper.compare.pairs import Alone
 from hf_dumper.compare.records import Side
 from hf_dumper.compare.registry import Metric
 from hf_dumper.compare.results import Measurer, as_table, measure_all
@@ -45,15 +45,12 @@ def compare_dumps(
     ours, theirs = Side(golden, "golden"), Side(candidate, "candidate")
     matches, *alone = match_rows(rows_of(ours), rows_of(theirs))
     pairing = Pairing(ours, theirs, matches)
-    pairs: list[Pair] = []
-    rows: list[Mapping[str, Any]] = []
-    for result in measure_all(pairing.pairs(), Measurer(ours, theirs, metrics or {})):
-        pairs.append(result.pair)
-        rows.append(result.row)
+    measurer = Measurer(ours, theirs, metrics or {})
+    results = as_table(measure_all(pairing.pairs(), measurer))
     unjudged = SavableComparison(
         verdict=Verdict.NOTHING,
         divergence=None,
-        results=as_table(rows),
+        results=results,
         unmatched=_unmatched(pairing.alone),
         tokens=token_table(_tokens(ours, theirs, matches)),
         coverage={
@@ -70,8 +67,10 @@ def compare_dumps(
     judged, number = _judge(unjudged, limits)
     if judged.divergence is None or number is None:
         return judged
-    divergence = describe(judged, pairs[number], ours, theirs)
-    return replace(judged, divergence=divergence)
+    pair = pairing.pair_of(judged.results.slice(number, 1).to_pylist()[0])
+    if pair is None:
+        return judged
+    return replace(judged, divergence=describe(judged.divergence, pair, ours, theirs))
 
 
 def judge_comparison(comparison: Comparison, limits: Limits) -> Comparison:
