@@ -17,6 +17,7 @@ NO_AXES: Final = (
 
 
 def skipped_by_either(record: Rec, partner: Rec) -> Problem | None:
+    """Return that a side did not capture the values, None where both did."""
     for side, one in (("golden dump", record), ("candidate", partner)):
         if one.status == SKIPPED:
             return skipped(side, one)
@@ -24,6 +25,7 @@ def skipped_by_either(record: Rec, partner: Rec) -> Problem | None:
 
 
 def skipped(side: str, record: Rec) -> Problem:
+    """Return that a side did not capture the values of a record."""
     reason = record.reason or "no reason is recorded"
     return Problem(Verdict.NOT_COMPUTABLE, f"the {side} {SKIPPED_BY}{reason}")
 
