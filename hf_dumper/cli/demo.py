@@ -30,6 +30,7 @@ def demo(
     """Dump the small model that comes with the package, and look into the dump."""
     from hf_dumper.cli.models import DEMO, load_model
     from hf_dumper.cli.run import dump_all, place
+    from hf_dumper.cli.sources import Prompts
     from hf_dumper.config import DumpConfig
     from hf_dumper.prompts.files import load_prompts
 
@@ -42,7 +43,8 @@ def demo(
     console.print(f"The embedded model, {kind} in float32, continues {len(prompts)} prompts:")
     console.print()
     with calm():
-        results = dump_all(model, tokenizer, prompts, config, console, max_new_tokens=TOKENS)
+        source = Prompts(prompts, {"max_new_tokens": TOKENS}, chat=False)
+        results = dump_all(model, tokenizer, source, config, console)
     whole = _show(folder)
     return DONE if whole and all(result.run is not None for result in results) else FAILED
 

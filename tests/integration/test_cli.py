@@ -7,62 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-import hf_dumper
-from hf_dumper.cli import main
 from hf_dumper.cli.failures import DONE, FAILED, IMPOSSIBLE, hub_reason
-from hf_dumper.store import NativeReader, open_dump
-
-TEMPLATE = (
-    "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('bad words') }}"
-    "{% endif %}<{{ m.content }}>{% endfor %}"
-)
-
-
-def save_model(model, folder):
-    """Save a model with a tokenizer whose ids are the codes of characters."""
-    inner = Tokenizer(models.WordLevel({chr(i): i for i in range(128)}, unk_token="?"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    inner.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=TEMPLATE)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def opened(path) -> NativeReader:
-    reader = open_dump(path)
-    assert isinstance(reader, NativeReader)
-    return reader
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, tiny_llama):
-    """Return the working directory of the test, with a model in the folder `tiny`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("PYTHONPATH", str(Path(hf_dumper.__file__).parents[1]))
-    save_model(tiny_llama(), tmp_path / "tiny")
-    return tmp_path
-
-
-@pytest.fixture
-def cli(capfd):
-    """Return a function that runs a command: (exit status, stdout, stderr)."""
-
-    def call(*args):
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        return ended.value.code, *capfd.readouterr()
-
-    return call
+from tests.commands import opened, run_tiny, save_model
 
 
 @pytest.fixture
@@ -72,10 +24,6 @@ def dump(place, cli):
     status, _, err = cli(*run, "--dump", "d", "--token-range", "all", "--statistics", "both")
     assert (status, err) == (DONE, "")
     return place / "d"
-
-
-def run_tiny(*more):
-    return "run", "tiny", "--prompt", "one", "--max-new-tokens", 2, "--dump", "d", *more
 
 
 # --- help -----------------------------------------------------------------------------------------
