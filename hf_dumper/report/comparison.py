@@ -40,14 +40,22 @@ def comparison(found: Comparison, *, top: int = 3) -> RenderableType:
     flips = _flips(found)
     if flips:
         parts += ["", Text("Tokens that are not the same:"), _token_table(flips)]
-    if found.divergence is not None and found.divergence.snippet:
-        parts += ["", Text("To see it in Python:"), _Code(found.divergence.snippet)]
     return Group(*parts)
+
+
+def snippet(found: Comparison) -> Text | None:
+    """Return Python that shows the two tensors; printed with `soft_wrap`, it can be run."""
+    if found.divergence is None or not found.divergence.snippet:
+        return None
+    lines = "".join(f"\n  {line}" for line in found.divergence.snippet.rstrip().splitlines())
+    return Text.assemble("\nTo see it in Python:", (lines, "cyan"))
 
 
 def headline(found: Comparison) -> Text:
     """Return the verdict and its sentence."""
-    return Text.assemble((found.verdict.upper(), _style(found.verdict)), f"  {opening(found)}")
+    return Text.assemble(
+        (found.verdict.upper(), _style(found.verdict)), f"  {printable(opening(found))}"
+    )
 
 
 def worst(found: Comparison, top: int) -> list[dict[str, Any]]:
@@ -86,17 +94,6 @@ class PairTable:
             yield line
 
 
-class _Code:
-    """A renderable: lines that can be copied, whatever the width."""
-
-    def __init__(self, code: str) -> None:
-        self._code = code
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self._code.rstrip().splitlines():
-            yield Text(f"  {line}", "cyan", no_wrap=True, overflow="ignore")
-
-
 def _line(cells: Sequence[str], widths: Sequence[int], token: str, name: str) -> str:
     verdict, *numbers = cells
     shown = "".join(f"  {cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True))
@@ -110,7 +107,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _name(row: Mapping[str, Any]) -> str:
     call = f" call {row['call']}" if row["call"] else ""
     op = f" {row['op']}" if row["op"] else ""
-    return f"{row['module']}{op} {row['slot']}{call}"
+    return printable(f"{row['module']}{op} {row['slot']}{call}")
 
 
 def _shortened(text: str, room: int) -> str:

@@ -56,7 +56,8 @@ class JsonReporter:
         """Write the file."""
         values = strict(as_dict(comparison))
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-        path.write_text(text + "\n", encoding="utf-8")
+        # Half a character, as in odd file names, becomes an escape that JSON knows as well.
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 class ParquetReporter:
