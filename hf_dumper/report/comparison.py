@@ -39,7 +39,7 @@ def comparison(found: Comparison, *, top: int = 3) -> RenderableType:
         parts += ["", Text("Farthest apart:"), PairTable(shown)]
     flips = _flips(found)
     if flips:
-        parts += ["", Text("Tokens that are not the same:"), _token_table(flips)]
+        parts += ["", Text("Tokens that do not agree:"), _token_table(flips)]
     return Group(*parts)
 
 
@@ -144,20 +144,23 @@ def _around(found: Comparison) -> list[dict[str, Any]]:
 
 
 def _flips(found: Comparison) -> list[dict[str, Any]]:
-    rows = found.tokens.to_pylist()
-    return [row for row in rows if row["verdict"] not in GOOD][:_TOKENS]
+    """Return the first tokens that are not good, those with another first choice before others."""
+    rows = [row for row in found.tokens.to_pylist() if row["verdict"] not in GOOD]
+    return sorted(rows, key=lambda row: row["top1_equal"] is not False)[:_TOKENS]
 
 
 def _token_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for name in ("verdict", "run", "row", "token"):
         table.add_column(name, no_wrap=True, justify="left" if name == "verdict" else "right")
+    table.add_column("first choice", no_wrap=True)
     table.add_column("golden", overflow="fold")
     table.add_column("candidate", overflow="fold")
     table.add_column("margin", justify="right", no_wrap=True)
     table.add_column("KL", justify="right", no_wrap=True)
     for row in rows:
         cells = [row["verdict"], *(number(row[name]) for name in ("run", "row", "token"))]
+        cells += [{True: "same", False: "another"}.get(row["top1_equal"], NOTHING)]
         cells += [_token(row, side) for side in ("golden", "candidate")]
         table.add_row(*map(Text, [*cells, number(row["margin"], 2), number(row["kl"], 2)]))
     return table

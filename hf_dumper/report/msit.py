@@ -7,8 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from hf_dumper.compare.pairing import Pairing
+from hf_dumper.compare.records import Side
+from hf_dumper.compare.rows import match_rows, rows_of
 from hf_dumper.core.protocols import DumpReader
-from hf_dumper.core.types import ROOT
+from hf_dumper.core.types import ROOT, TensorKey
 from hf_dumper.core.verdicts import GOOD, Comparison, Verdict
 from hf_dumper.report.tables import every_record
 from hf_dumper.report.words import why
@@ -36,19 +39,22 @@ COLUMNS: Final = (
     "cmp_fail_reason",
 )
 
-_KEY: Final = ("run", "token", "module", "slot", "call", "op")
+_NAME: Final = ("run", "forward", "module", "slot", "call", "op")
+"""Columns that name a record of one side."""
+
 _LOGITS: Final = ("logits", "output.logits")
 
-Side = Mapping[tuple[Any, ...], list[Mapping[str, Any]]]
-"""What names a record, but for its forward -> the records, with their statistics."""
+Name = tuple[Any, ...]
+Records = Mapping[Name, Mapping[str, Any]]
+"""Name of a record -> its row of the index, with statistics."""
 
 
 class MsitReporter:
     """msit's comparison table: a row per pair, and per record without a partner.
 
-    Statistics are over the whole tensors of each side, padding included; a token that the candidate
-    computed in several forwards has those of all of them. `kl_divergence` is given for logits only,
-    as the mean over the rows of the batch. The two dumps are opened for their statistics.
+    Statistics are over the whole tensors of each side, padding included; where several tensors of
+    the candidate cover one of the golden's, they are those of all of them. `kl_divergence` is given
+    for logits only, as the mean over the rows of the batch. The two dumps are opened for this.
     """
 
     def write(self, comparison: Comparison, path: Path) -> None:
@@ -58,37 +64,55 @@ class MsitReporter:
             DumpNotFoundError: a dump is no longer where it was.
         """
         rows = every_record(comparison).to_pylist()
-        runs = sorted({row["run"] for row in rows})
-        golden, candidate = (_side(p, runs) for p in (comparison.golden, comparison.candidate))
         divergences = _divergences(comparison)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with (
+            open_dump(comparison.golden) as golden,
+            open_dump(comparison.candidate) as candidate,
+            path.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = _Table(golden, candidate)
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             for number, row in enumerate(rows):
-                facts = _row(row, golden, candidate, divergences)
+                facts = table.facts(row) | _numbers(row, divergences)
                 writer.writerow({"token_id": row["token"], "data_id": number, **facts})
 
 
-def _row(
-    row: Mapping[str, Any],
-    golden: Side,
-    candidate: Side,
-    divergences: Mapping[tuple[int, int], float],
+class _Table:
+    """What is known of the records of both sides, and which of them belong together."""
+
+    def __init__(self, golden: DumpReader, candidate: DumpReader) -> None:
+        self._golden, self._candidate = _records(golden), _records(candidate)
+        sides = Side(golden, "golden"), Side(candidate, "candidate")
+        matches, *_ = match_rows(*map(rows_of, sides))
+        self._partners: dict[Name, list[Name]] = {}
+        for pair in Pairing(*sides, matches).pairs():
+            found = [piece.candidate for piece in pair.pieces] or [pair.candidate]
+            names = dict.fromkeys(_name(record.key) for record in found)
+            self._partners[_name(pair.golden.key)] = list(names)
+
+    def facts(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of both sides for a row of `every_record`."""
+        name = tuple(row[column] for column in _NAME)
+        ours = _facts("golden", _known(self._golden, [name] if row["side"] != "candidate" else []))
+        partners = {"both": self._partners.get(name, []), "candidate": [name], "golden": []}
+        return ours | _facts("my", _known(self._candidate, partners[row["side"]]))
+
+
+def _numbers(
+    row: Mapping[str, Any], divergences: Mapping[tuple[int, int], float]
 ) -> dict[str, Any]:
-    facts: dict[str, Any] = {"cmp_fail_reason": ""}
-    if row["side"] != "candidate":
-        facts |= _facts("golden", [r for r in _of(golden, row) if r["forward"] == row["forward"]])
-    if row["side"] != "golden":
-        facts |= _facts("my", _of(candidate, row))
+    """Return the metrics under msit's names; none where they would say nothing, but the reason."""
+    numbers: dict[str, Any] = {"cmp_fail_reason": ""}
     if row["verdict"] not in (*GOOD, Verdict.WARN, Verdict.FAIL):
-        facts["cmp_fail_reason"] = f"{row['verdict']}: {why(row)}"
+        numbers["cmp_fail_reason"] = f"{row['verdict']}: {why(row)}"
     if row["verdict"] in (Verdict.SHAPE, Verdict.UNMATCHED, Verdict.TRUNCATED):
-        return facts
-    facts |= {name: _cell(row[metric]) for name, metric in METRICS.items()}
-    facts["relative_euclidean_distance"] = _cell(row["rel_l2"])
+        return numbers
+    numbers |= {name: _cell(row[metric]) for name, metric in METRICS.items()}
+    numbers["relative_euclidean_distance"] = _cell(row["rel_l2"])
     if row["module"] == ROOT and row["slot"] in _LOGITS:
-        facts["kl_divergence"] = _cell(divergences.get((row["run"], row["token"])))
-    return facts
+        numbers["kl_divergence"] = _cell(divergences.get((row["run"], row["token"])))
+    return numbers
 
 
 def _facts(prefix: str, records: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -117,34 +141,18 @@ def _path(record: Mapping[str, Any]) -> str:
     return f"{record['dump']}/runs/{run}/rank-{rank}/{record['shard']}:{record['tensor']}"
 
 
-def _of(side: Side, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the records of one name; a parameter that is passed the other way is found by name."""
-    key = tuple(row[name] for name in _KEY)
-    param = row.get("param")
-    found = side.get(key)
-    if found is None and param:
-        run, token, module, _, call, op = key
-        found = side.get((run, token, module, f"param.{param}", call, op))
-    return found or []
+def _known(records: Records, names: Iterable[Name]) -> list[Mapping[str, Any]]:
+    return [records[name] for name in names if name in records]
 
 
-def _side(path: str, runs: Iterable[int]) -> Side:
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    with open_dump(path) as reader:
-        have = set(reader.runs())
-        for run in runs:
-            for record in _records(reader, run) if run in have else ():
-                key = tuple(record[name] for name in _KEY)
-                found.setdefault(key, []).append(record)
-                if record["param"]:
-                    by_name = (*key[:3], f"param.{record['param']}", *key[4:])
-                    found.setdefault(by_name, []).append(record)
-    return found
+def _name(key: TensorKey) -> Name:
+    return tuple(getattr(key, column) for column in _NAME)
 
 
-def _records(reader: DumpReader, run: int) -> list[dict[str, Any]]:
-    rows = reader.statistics(run).to_pylist()
-    return [row | {"dump": str(reader.path)} for row in rows]
+def _records(reader: DumpReader) -> Records:
+    path = str(reader.path)
+    rows = (row for run in reader.runs() for row in reader.statistics(run).to_pylist())
+    return {tuple(row[column] for column in _NAME): row | {"dump": path} for row in rows}
 
 
 def _divergences(comparison: Comparison) -> dict[tuple[int, int], float]:

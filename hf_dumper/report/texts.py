@@ -1,9 +1,9 @@
 """The text of token ids, by the tokenizer that a dump keeps."""
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -11,7 +11,7 @@ from hf_dumper.core.verdicts import Comparison
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "tokenizer"
+_SIDES = ("golden", "candidate")
 
 
 def with_texts(comparison: Comparison) -> Comparison:
@@ -20,33 +20,38 @@ def with_texts(comparison: Comparison) -> Comparison:
     Without a tokenizer beside one of the dumps, the golden's first, nothing is changed.
     """
     tokens = comparison.tokens
-    folders = (Path(path) / _FOLDER for path in (comparison.golden, comparison.candidate) if path)
+    folders = (Path(path) / "tokenizer" for path in (comparison.golden, comparison.candidate))
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None or not tokens.num_rows:
         return comparison
-    ids = {n for side in ("golden_id", "candidate_id") for n in tokens.column(side).to_pylist()} - {
-        None
-    }
-    texts = _decode(folder, sorted(ids))
-    for side in ("golden", "candidate"):
-        name = f"{side}_text"
-        known = tokens.column(name).to_pylist()
-        ids_of_side = tokens.column(f"{side}_id").to_pylist()
-        filled = [
-            texts.get(n) if text is None else text
-            for n, text in zip(ids_of_side, known, strict=True)
-        ]
-        place = tokens.column_names.index(name)
-        tokens = tokens.set_column(place, name, pa.array(filled, pa.utf8()))
+    ids = {side: tokens.column(f"{side}_id").to_pylist() for side in _SIDES}
+    texts = _texts(folder, {n for side in _SIDES for n in ids[side] if n is not None})
+    for side in _SIDES:
+        known = tokens.column(f"{side}_text").to_pylist()
+        pairs = zip(known, ids[side], strict=True)
+        filled = [texts.get(n) if text is None else text for text, n in pairs]
+        place = tokens.column_names.index(f"{side}_text")
+        tokens = tokens.set_column(place, f"{side}_text", pa.array(filled, pa.utf8()))
     return replace(comparison, tokens=tokens)
 
 
-def _decode(folder: Path, ids: list[int]) -> dict[int, str]:
-    from transformers import AutoTokenizer
-
+def _texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        return {n: tokenizer.decode([n]) for n in ids}
+        decode = _decoder(folder)
+        return {n: decode([n]) for n in ids}
     except Exception:
         logger.exception("The tokenizer in %s cannot be used; tokens have no text", folder)
         return {}
+
+
+def _decoder(folder: Path) -> Callable[[list[int]], str]:
+    """Return what makes text of ids; the file of a fast tokenizer needs no transformers."""
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda ids: str(fast.decode(ids, skip_special_tokens=False))
+    from transformers import AutoTokenizer
+
+    slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return lambda ids: str(slow.decode(ids))

@@ -1,7 +1,7 @@
 """What a comparison says, in words; where it is said to a person or to a script."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -31,30 +31,32 @@ _OPENINGS: Final = {
     Verdict.NOTHING: "the two dumps have nothing in common that could be compared",
 }
 
-_MOST = 60
+_MOST, _FINDINGS = 60, 4
 
 
 def opening(comparison: Comparison) -> str:
     """Return the sentence after the verdict."""
     divergence = comparison.divergence
     if comparison.verdict in _OPENINGS and comparison.verdict is not Verdict.INPUTS:
-        return _OPENINGS[comparison.verdict]
+        alone = comparison.unmatched.num_rows
+        partly = f"; {plural(alone, 'record')} could not be compared" if alone else ""
+        return f"{_OPENINGS[comparison.verdict]}{partly}"
     if comparison.inputs:
-        subjects = ", ".join(dict.fromkeys(finding.subject for finding in comparison.inputs))
-        return f"{_OPENINGS[Verdict.INPUTS]}: {subjects}"
+        subjects = list(dict.fromkeys(finding.subject for finding in comparison.inputs))
+        return f"{_OPENINGS[Verdict.INPUTS]}: {_first(subjects, 2)}"
     if divergence is None:
-        return "the two do not agree"
+        return "the tensors agree, but what was made of them does not"
     return f"first at {divergence.module} {divergence.slot}, token {divergence.token}"
 
 
 def facts(comparison: Comparison) -> dict[str, list[str]]:
     """Return the facts under the sentence, each with one line or several."""
     found = {"golden": [comparison.golden], "candidate": [comparison.candidate]}
-    found["differs"] = [_finding(finding) for finding in comparison.inputs]
+    found["differs"] = _findings(comparison.inputs)
     divergence = comparison.divergence
     if divergence is not None:
         found |= _divergence_facts(comparison, divergence)
-    found["setting"] = [_finding(finding) for finding in comparison.regime]
+    found["setting"] = _findings(comparison.regime)
     found["compared"] = [_counts(comparison), *_left_out(comparison)]
     found["tokens"] = [token_line(comparison.tokens)]
     return {name: lines for name, lines in found.items() if lines}
@@ -110,26 +112,38 @@ def token_line(tokens: pa.Table) -> str:
 
 def _divergence_facts(comparison: Comparison, divergence: Divergence) -> dict[str, list[str]]:
     row = find(comparison, divergence)
-    found = {"where": [_where(divergence, comparison, row)]}
+    found: dict[str, list[str]] = {}
+    if row is not None:
+        found["where"] = [_where(divergence, comparison, row)]
     found["how sure"] = [f"{divergence.kind}: {KINDS.get(divergence.kind, 'see the table')}"]
     if divergence.unchecked:
         left = plural(divergence.unchecked, "record")
         found["how sure"].append(f"first among those checked: {left} before it could not be")
     if row is not None:
         found["why"] = [why(comparison.results.slice(row, 1).to_pylist()[0])]
-    found["evidence"] = list(divergence.evidence)
+    found["evidence"] = [line for line in divergence.evidence if line not in found.get("why", ())]
     found["suspects"] = list(divergence.suspects[:3])
     if len(divergence.suspects) > 3:
         found["suspects"].append(f"and {len(divergence.suspects) - 3} more with a warning")
     return found
 
 
-def _where(divergence: Divergence, comparison: Comparison, row: int | None) -> str:
-    parts = [f"token {divergence.token}"]
-    if row is not None:
-        parts.insert(0, f"run {comparison.results.column('run')[row].as_py()}")
+def _where(divergence: Divergence, comparison: Comparison, row: int) -> str:
+    parts = [f"run {comparison.results.column('run')[row].as_py()}", f"token {divergence.token}"]
     named = (("row", divergence.row), ("position", divergence.position))
     return ", ".join([*parts, *(f"{name} {value}" for name, value in named if value is not None)])
+
+
+def _findings(findings: Sequence[Finding]) -> list[str]:
+    """Return a line for each of the first findings, and how many more there are."""
+    lines = [_finding(finding) for finding in findings[:_FINDINGS]]
+    rest = len(findings) - len(lines)
+    return [*lines, f"and {rest} more"] if rest else lines
+
+
+def _first(names: Sequence[str], most: int) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _finding(finding: Finding) -> str:

@@ -87,8 +87,8 @@ def test_the_snippet_is_printed_whole_and_unwrapped():
 
 
 def test_tokens_that_differ_are_shown_with_their_text():
-    (shown,) = section(screen(failed()), "Tokens that are not the same:")[1:]
-    assert " ".join(shown.split()) == r"diverged 0 0 1 5 ' a' 7 ' b\n' 1.5 1e-06"
+    (shown,) = section(screen(failed()), "Tokens that do not agree:")[1:]
+    assert " ".join(shown.split()) == r"diverged 0 0 1 another 5 ' a' 7 ' b\n' 1.5 1e-06"
 
 
 def test_tokens_are_counted():
