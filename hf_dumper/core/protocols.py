@@ -67,6 +67,9 @@ class DumpReader(Protocol):
     ) -> torch.Tensor:
         """Return one tensor; "" and "root" both name the outermost module."""
 
+    def load_key(self, key: TensorKey) -> torch.Tensor:
+        """Return the one tensor of a key, also of another rank or inside a function."""
+
     def run_info(self, run: int | None = None) -> Mapping[str, Any]:
         """Return what went into a run, under which regime, and what came out."""
 

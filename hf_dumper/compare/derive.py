@@ -1,0 +1,160 @@
+"""From sums to metrics; METRICS in `core.verdicts` lists their names."""
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_dumper.compare.precision import Precision
+from hf_dumper.compare.sums import OCTAVE, Plan, Sums
+from hf_dumper.core.verdicts import METRICS
+
+Values = dict[str, float | None]
+
+FEW_POSITIONS: Final = 8
+"""Fewer positions than this do not tell how large a channel usually is."""
+
+
+def derive(sums: Sums, plan: Plan) -> Values:
+    """Return every metric but `sorted_equal`; None for what cannot be computed.
+
+    With g golden, c candidate, d = c - g, over the n places that are finite on both sides:
+
+    - `max_abs`, `mean_abs`, `rmse`: of d. `max_rel`, `mean_rel`: of |d| / max(|g|, 2 ULP of g's
+      type at the root mean square of g).
+    - `rel_l2` = |d| / |g|, `nmse` its square (llama.cpp), `cosine` = <g,c> / (|g| |c|),
+      `rel_diff` = |d|^2 / (|g|^2 + |c|^2), which is SGLang's 1 - 2<g,c> / (<g,g> + <c,c>) without
+      the cancellation, `snr_db` and `psnr_db` as polygraphy's, the peak being max |g|.
+    - `fraction_outside`: share of |d| > atol + rtol |g|, as torch.testing.assert_close.
+    - `scale_fit` = <g,c> / <g,g> and `offset_fit` = mean d: the best a of c = a g, the best b of
+      c = g + b.
+
+    A zero g with a d beside it makes ratios infinite, not unknown: that is as wrong as can be.
+    """
+    values: Values = dict.fromkeys(METRICS)
+    totals = {name: sums.totals[name].item() for name in sums.totals.dtype.names or ()}
+    n = totals["compared"]
+    if not n:
+        return values
+    values |= _absolute(totals, n, plan.scale)
+    values |= _norms(totals)
+    values |= _fits(totals, n, plan.scale)
+    values["fraction_outside"] = totals["outside"] / n
+    if plan.golden == plan.candidate:
+        values["after_downcast"] = values["rel_l2"]
+    elif totals["low_overflows"]:
+        values["after_downcast"] = math.inf
+    else:
+        values["after_downcast"] = _ratio(totals["low_sq_d"], totals["low_sq_g"])
+    values["ulp_max"] = totals["ulp_max"]
+    values["ulp_p99"] = min(_percentile(sums.histogram, n), totals["ulp_max"])
+    if sums.token_d.size:
+        tokens = token_errors(sums, plan)
+        values["token_rel_l2"] = float(tokens.max())
+        values["token_rel_l2_p99"] = float(np.quantile(tokens, 0.99, method="inverted_cdf"))
+    if sums.channel_d.size:
+        values["channel_rel_l2"] = _channel_error(sums, plan)
+    return values
+
+
+def _absolute(totals: Mapping[str, float], n: int, scale: float) -> Values:
+    return {
+        "max_abs": totals["max_d"] / scale,
+        "mean_abs": totals["abs_d"] / n / scale,
+        "rmse": math.sqrt(totals["sq_d"] / n) / scale,
+        "max_rel": totals["max_rel"],
+        "mean_rel": totals["sum_rel"] / n,
+    }
+
+
+def _norms(totals: Mapping[str, float]) -> Values:
+    d, g, c = totals["sq_d"], totals["sq_g"], totals["sq_c"]
+    rel_l2 = _ratio(d, g)
+    cosine = 1.0 if g == c == 0 else 0.0
+    if g and c:
+        cosine = totals["dot"] / (math.sqrt(g) * math.sqrt(c))
+    peak = totals["max_g"] ** 2 * totals["compared"]
+    return {
+        "rel_l2": rel_l2,
+        "nmse": rel_l2**2,
+        "cosine": min(max(cosine, -1.0), 1.0),
+        "snr_db": _decibel(g, d),
+        "psnr_db": _decibel(peak, d),
+        "rel_diff": d / (g + c) if d else 0.0,
+    }
+
+
+def _fits(totals: Mapping[str, float], n: int, scale: float) -> Values:
+    g = totals["sq_g"]
+    return {
+        "scale_fit": totals["dot"] / g if g else None,
+        "offset_fit": totals["sum_d"] / n / scale,
+    }
+
+
+def _ratio(d: float, g: float) -> float:
+    """Return the root of d / g for two sums of squares; 0 without error, else infinite over 0."""
+    if not d:
+        return 0.0
+    return math.sqrt(d / g) if g else math.inf
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if not noise:
+        return math.inf
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
+
+
+def token_errors(sums: Sums, plan: Plan) -> NDArray[np.float64]:
+    """Return the `rel_l2` of every position.
+
+    A position of next to no golden size is divided by 2 ULP of the narrower type at the median
+    size, so that noise in it is no alarm and a fault in it still is.
+    """
+    width = sums.totals["compared"].item() / plan.positions
+    floor = _negligible(sums.token_g / width, plan.precision, plan.scale) * width
+    return np.sqrt(_quotients(sums.token_d, np.maximum(sums.token_g, floor)))
+
+
+def _channel_error(sums: Sums, plan: Plan) -> float:
+    """Return the `rel_l2` after each channel of both sides is divided by its golden size.
+
+    The size is the root mean square over all positions; channels of next to none are divided by 2
+    ULP of the narrower type at the median size. Over few positions a size is uncertain: a channel
+    may be next to zero there by chance. Then none is taken for smaller than a tenth of the median.
+    """
+    squares = sums.channel_g / plan.positions
+    floor = _negligible(squares, plan.precision, plan.scale)
+    if plan.positions < FEW_POSITIONS and (squares > 0).any():
+        floor = max(floor, float(np.median(squares[squares > 0])) / 100)
+    sizes = np.maximum(sums.channel_g, floor * plan.positions)
+    d, g = (_quotients(squares, sizes).sum() for squares in (sums.channel_d, sums.channel_g))
+    return _ratio(float(d), float(g))
+
+
+def _negligible(squares: NDArray[np.float64], unit: Precision, scale: float) -> float:
+    """Return the square of 2 ULP at the median size, given the mean squares of all parts."""
+    some = squares[squares > 0]
+    if not some.size:
+        return 0.0
+    return (2 * scale * unit.ulp(math.sqrt(float(np.median(some))) / scale)) ** 2
+
+
+def _quotients(squares: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return squares / sizes, 0 where there is nothing to divide."""
+    with np.errstate(divide="ignore"):
+        return np.divide(squares, sizes, out=np.zeros_like(squares), where=squares > 0)
+
+
+def _percentile(histogram: NDArray[np.int64], n: int) -> float:
+    """Return the least distance that 99 % of the `n` do not exceed.
+
+    Bins above 16 span an eighth of an octave; what is returned is the largest distance that falls
+    into the bin, so too large by at most an eighth.
+    """
+    found = int(np.searchsorted(np.cumsum(histogram), 0.99 * n))
+    octave, eighth = divmod(found, OCTAVE)
+    above = math.ldexp(1 + eighth / OCTAVE, octave)
+    return float(math.ceil(above) - 1)
