@@ -53,17 +53,16 @@ def compare(
     top: Top = 3,
 ) -> int:
     """Say whether two dumps agree, and if not, where first, how sure, and why."""
-    from hf_dumper.compare.registry import load_metric
+    from hf_dumper.compare.saved import save
     from hf_dumper.comparison import compare as compare_dumps
 
     _check(report or ())
-    metrics = {found.name: found for found in map(load_metric, metric or ())}
     with Work(f"Comparing {golden} and {candidate}"), calm():
         found = compare_dumps(
-            golden.expanduser(), candidate.expanduser(), limits=limits, metrics=metrics
+            golden.expanduser(), candidate.expanduser(), limits=limits, metrics=metric
         )
     if out is not None:
-        found.save(out.expanduser())
+        save(found, out.expanduser())
     return _tell(found, report or (), top, as_json=json)
 
 
@@ -78,13 +77,13 @@ def judge(
     top: Top = 3,
 ) -> int:
     """Judge a kept comparison again, under other limits and without the tensors."""
+    from hf_dumper.compare.saved import save
     from hf_dumper.comparison import judge as judge_again
-    from hf_dumper.comparison import load_comparison
 
     _check(report or ())
-    found = judge_again(load_comparison(saved.expanduser()), limits=limits)
+    found = judge_again(saved.expanduser(), limits=limits)
     if out is not None:
-        found.save(out.expanduser())
+        save(found, out.expanduser())
     return _tell(found, report or (), top, as_json=json)
 
 

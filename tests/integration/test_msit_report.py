@@ -4,8 +4,8 @@ import csv
 
 import pytest
 import torch
-from hf_dumper.comparison import compare
 
+from hf_dumper.comparison import compare
 from hf_dumper.config import DumpConfig
 from hf_dumper.core.verdicts import Verdict
 from hf_dumper.errors import DumpNotFoundError
