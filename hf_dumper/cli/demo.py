@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hf_dumper.core.verdicts import Comparison
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "demo_prompts.jsonl"
-TOKENS = 16
+TOKENS = 8
 FAULTY: Final = "model.layers.1.self_attn"
 """The module that is given the fault."""
 

@@ -22,7 +22,7 @@ _STYLES: Final = {
 _MEASURES: Final = {"rel_l2": "rel_l2", "token_rel_l2": "by token", "channel_rel_l2": "by channel"}
 """Metric -> heading of its column."""
 
-_BEFORE, _AFTER = 3, 3
+_BEFORE, _AFTER, _WINDOW = 4, 3, 64
 """Pairs shown around the first divergence."""
 
 _TOKENS = 5
@@ -59,17 +59,17 @@ def headline(found: Comparison) -> Text:
 
 
 def worst(found: Comparison, top: int) -> list[dict[str, Any]]:
-    """Return the pairs that are farthest apart: the faults first, then by `rel_l2`.
+    """Return the pairs that are farthest apart: faults first, then warnings, each by `rel_l2`.
 
     Identical pairs are none of them.
     """
     results = found.results
     verdicts = np.asarray(results.column("verdict").to_pylist(), dtype=object)
-    is_fault = np.asarray([v in BAD for v in verdicts], dtype=bool)
+    rank = np.asarray([0 if v in BAD else 1 + (v != Verdict.WARN) for v in verdicts], dtype=int)
     far = results.column("rel_l2").to_numpy(zero_copy_only=False).astype(float)
     far = np.where(np.isnan(far), -1.0, far)
-    order = np.lexsort((-far, ~is_fault))
-    kept = order[(verdicts[order] != Verdict.IDENTICAL) & (is_fault[order] | (far[order] > 0))]
+    order = np.lexsort((-far, rank))
+    kept = order[(verdicts[order] != Verdict.IDENTICAL) & ((rank[order] < 2) | (far[order] > 0))]
     return [row for i in kept[:top] for row in results.slice(int(i), 1).to_pylist()]
 
 
@@ -131,16 +131,27 @@ def _facts(found: Comparison) -> RenderableType:
 
 
 def _around(found: Comparison) -> list[dict[str, Any]]:
-    """Return the pairs of the divergence's forward that completed just before and after it."""
+    """Return the pairs of the divergence's forward that completed just before and after it.
+
+    Inputs that agree are left out: they are the outputs of others once more.
+    """
     row = None if found.divergence is None else find(found, found.divergence)
     if row is None:
         return []
-    start = max(0, row - _BEFORE)
-    near = found.results.slice(start, row - start + 1 + _AFTER).to_pylist()
+    start = max(0, row - _WINDOW)
+    near = found.results.slice(start, 2 * _WINDOW).to_pylist()
     this = near[row - start]
-    return [
-        other for other in near if (other["run"], other["token"]) == (this["run"], this["token"])
-    ]
+    before, after = near[: row - start], near[row - start + 1 :]
+    same = this["run"], this["token"]
+    before, after = (
+        [r for r in rows if (r["run"], r["token"]) == same and not _is_good_input(r)]
+        for rows in (before, after)
+    )
+    return [*before[-_BEFORE:], this, *after[:_AFTER]]
+
+
+def _is_good_input(row: Mapping[str, Any]) -> bool:
+    return row["verdict"] in GOOD and row["slot"].startswith("input")
 
 
 def _flips(found: Comparison) -> list[dict[str, Any]]:

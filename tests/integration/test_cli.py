@@ -526,28 +526,39 @@ def test_a_pipe_is_quiet_and_a_terminal_shows_progress(place):
 
 @pytest.fixture
 def small_demo(place, monkeypatch):
-    """Let the demonstration take the test's model and two prompts of its own."""
-    (place / "p.jsonl").write_text('{"id": "a", "prompt": "one"}\n{"id": "b", "prompt": "two"}\n')
-    monkeypatch.setattr("hf_dumper.model.DEMO_MODEL", str(place / "tiny"))
+    """Let the demonstration be short: two prompts of its own and few tokens."""
+    prompts = "If you modify the Program, you must", "You may copy"
+    rows = (json.dumps({"id": str(i), "prompt": text}) for i, text in enumerate(prompts))
+    (place / "p.jsonl").write_text("\n".join(rows))
     monkeypatch.setattr("hf_dumper.cli.demo.PROMPTS", place / "p.jsonl")
+    monkeypatch.setattr("hf_dumper.cli.demo.TOKENS", 4)
 
 
-def test_the_demo_shows_answers_the_tree_and_how_to_go_on(small_demo, place, cli):
+def test_the_demo_tells_its_story(small_demo, place, cli):
     status, out, err = cli("demo", "--dump", "d")
     assert (status, err) == (DONE, "")
-    for part in ("run 0  one → ", "run 1  two → ", "on disk", "layers.0  LlamaDecoderLayer"):
-        assert part in out
-    with opened(place / "d") as reader:
-        options = reader.manifest["identity"]["dump_config"]
-        assert (options["token_range"], options["dump_statistics_mode"]) == ("all", 2)
-        assert reader.manifest["identity"]["dtype"] == "torch.float32"
+    golden, port, broken = (out.index(f"\n{i}. " if i > 1 else "1. ") for i in (1, 2, 3))
+    assert "run 1  You may copy → " in out[golden:port]
+    assert "model.layers.1.self_attn  LlamaAttention" in out[golden:port]
+    assert "\nPASS  " in out[port:broken]
+    assert "\nFAIL  first at model.layers.1.self_attn output.0" in out[broken:]
 
 
-def test_the_commands_and_the_python_that_the_demo_names_work(small_demo, cli):
+def test_the_demo_leaves_three_dumps(small_demo, place, cli):
+    assert cli("demo", "--dump", "d")[0] == DONE
+    dtypes = [
+        opened(place / "d" / name).manifest["identity"]["dtype"]
+        for name in ("golden", "bfloat16", "broken")
+    ]
+    assert dtypes == ["torch.float32", "torch.bfloat16", "torch.float32"]
+
+
+def test_the_commands_and_the_python_that_the_demo_names_work(small_demo, place, cli):
     _, out, _ = cli("demo", "--dump", "d")
     lines = [line.strip() for line in out.splitlines()]
-    shell = [line for line in lines if line.startswith("hf-dumper ") and "MODEL" not in line]
-    assert [cli(*line.split()[1:])[0] for line in shell] == [DONE] * len(shell)
+    shell = lines[: lines.index("or in Python:")]
+    shell = [line.split()[1:] for line in shell if line.startswith("hf-dumper ")]
+    assert [cli(*line)[0] for line in shell] == [DONE, DONE, FAILED]
     python = lines[lines.index("or in Python:") + 1 : lines.index("or with a model of your own:")]
     values: dict[str, Any] = {}
     exec("\n".join(python), values)
