@@ -115,9 +115,10 @@ class RunAligner:
             return []
         if keys == []:
             return Problem(Verdict.NOT_COMPUTABLE, "no key has the same position on both sides")
+        layouts = layout, other_layout
         if keys is None:
-            return [_position_piece(clipped, partner, None)]
-        return [_position_piece(clipped, partner, both) for both in keys]
+            return [_position_piece(clipped, partner, layouts, None)]
+        return [_position_piece(clipped, partner, layouts, both) for both in keys]
 
     def _keys(
         self, record: Rec, shape: Shape, stretch: Stretch, partner: Rec, other: Shape
@@ -247,7 +248,12 @@ def _length(piece: Piece) -> int:
     return int(piece.columns.stop - piece.columns.start) if piece.mode == "positions" else 1
 
 
-def _position_piece(stretch: Stretch, partner: Rec, keys: tuple[slice, slice] | None) -> Piece:
+def _position_piece(
+    stretch: Stretch,
+    partner: Rec,
+    layouts: tuple[Layout, Layout],
+    keys: tuple[slice, slice] | None,
+) -> Piece:
     return Piece(
         "positions",
         stretch.match.golden.row,
@@ -257,6 +263,7 @@ def _position_piece(stretch: Stretch, partner: Rec, keys: tuple[slice, slice] | 
         stretch.match.candidate.row,
         stretch.candidate_columns,
         keys,
+        layouts,
     )
 
 

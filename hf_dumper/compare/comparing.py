@@ -1,24 +1,25 @@
 """The whole path: two readers in, one `Comparison` out, which can be judged again."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import pyarrow as pa
 
 from hf_dumper.compare.align import SKIPPED_BY
+from hf_dumper.compare.cut import depths
 from hf_dumper.compare.divergence import find_divergence, from_findings
 from hf_dumper.compare.inputs import INCOMPLETE, input_findings, regime_findings
 from hf_dumper.compare.judge import judge_results, levels_of_runs, worst_of
 from hf_dumper.compare.limits import Limits
 from hf_dumper.compare.naming import describe
 from hf_dumper.compare.pairing import Pairing
-from hf_dumper.compare.pairs import Alone, Pair
+from hf_dumper.compare.pairs import Alone
 from hf_dumper.compare.records import Side
 from hf_dumper.compare.registry import Metric
 from hf_dumper.compare.results import Measurer, as_table, measure_all
-from hf_dumper.compare.rows import match_rows, rows_of
+from hf_dumper.compare.rows import Match, match_rows, rows_of
 from hf_dumper.compare.saved import SavableComparison
 from hf_dumper.compare.tokens import DIVERGED, SAMPLED, judge_logits, judge_tokens, token_rows
 from hf_dumper.compare.tokens import as_table as token_table
@@ -44,17 +45,14 @@ def compare_dumps(
     ours, theirs = Side(golden, "golden"), Side(candidate, "candidate")
     matches, *alone = match_rows(rows_of(ours), rows_of(theirs))
     pairing = Pairing(ours, theirs, matches)
-    pairs: list[Pair] = []
-    rows: list[Mapping[str, Any]] = []
-    for result in measure_all(pairing.pairs(), Measurer(ours, theirs, metrics or {})):
-        pairs.append(result.pair)
-        rows.append(result.row)
+    measurer = Measurer(ours, theirs, metrics or {})
+    results = as_table(measure_all(pairing.pairs(), measurer))
     unjudged = SavableComparison(
         verdict=Verdict.NOTHING,
         divergence=None,
-        results=as_table(rows),
+        results=results,
         unmatched=_unmatched(pairing.alone),
-        tokens=token_table(token_rows(ours, theirs, matches)),
+        tokens=token_table(_tokens(ours, theirs, matches)),
         coverage={
             "rows": len(matches),
             "golden rows unmatched": len(alone[0]),
@@ -69,8 +67,10 @@ def compare_dumps(
     judged, number = _judge(unjudged, limits)
     if judged.divergence is None or number is None:
         return judged
-    divergence = describe(judged, pairs[number], ours, theirs)
-    return replace(judged, divergence=divergence)
+    pair = pairing.pair_of(judged.results.slice(number, 1).to_pylist()[0])
+    if pair is None:
+        return judged
+    return replace(judged, divergence=describe(judged.divergence, pair, ours, theirs))
 
 
 def judge_comparison(comparison: Comparison, limits: Limits) -> Comparison:
@@ -132,9 +132,17 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
         return Verdict.WARN
     if any(f.subject == INCOMPLETE for f in comparison.regime) or _unjudged(comparison.results):
         return Verdict.NOT_COMPUTABLE
+    if comparison.coverage.get("golden rows unmatched"):
+        return Verdict.UNMATCHED
     if chosen[Verdict.TRUNCATED] or comparison.coverage.get("positions truncated"):
         return Verdict.TRUNCATED
     return Verdict.IDENTICAL if not counts.keys() - {Verdict.IDENTICAL} else Verdict.PASS
+
+
+def _tokens(golden: Side, candidate: Side, matches: Sequence[Match]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the tokens; a model of another depth has other logits by nature."""
+    if depths(golden.reader.manifest, candidate.reader.manifest) is None:
+        yield from token_rows(golden, candidate, matches)
 
 
 def _diverged(tokens: pa.Table) -> bool:

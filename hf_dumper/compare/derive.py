@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_dumper.compare.precision import Precision
 from hf_dumper.compare.sums import OCTAVE, Plan, Sums
 from hf_dumper.core.verdicts import METRICS
 
@@ -17,7 +17,15 @@ FEW_POSITIONS: Final = 8
 """Fewer positions than this do not tell how large a channel usually is."""
 
 
-def derive(sums: Sums, plan: Plan) -> Values:
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """The metrics, and the `rel_l2` of every position."""
+
+    values: Values
+    tokens: NDArray[np.float64]
+
+
+def derive(sums: Sums, plan: Plan) -> Derived:
     """Return every metric but `sorted_equal`; None for what cannot be computed.
 
     With g golden, c candidate, d = c - g, over the n places that are finite on both sides:
@@ -34,10 +42,10 @@ def derive(sums: Sums, plan: Plan) -> Values:
     A zero g with a d beside it makes ratios infinite, not unknown: that is as wrong as can be.
     """
     values: Values = dict.fromkeys(METRICS)
-    totals = {name: sums.totals[name].item() for name in sums.totals.dtype.names or ()}
+    totals = dict(zip(sums.totals.dtype.names or (), sums.totals.item(), strict=True))
     n = totals["compared"]
     if not n:
-        return values
+        return Derived(values, np.zeros(0))
     values |= _absolute(totals, n, plan.scale)
     values |= _norms(totals)
     values |= _fits(totals, n, plan.scale)
@@ -50,13 +58,13 @@ def derive(sums: Sums, plan: Plan) -> Values:
         values["after_downcast"] = _ratio(totals["low_sq_d"], totals["low_sq_g"])
     values["ulp_max"] = totals["ulp_max"]
     values["ulp_p99"] = min(_percentile(sums.histogram, n), totals["ulp_max"])
-    if sums.token_d.size:
-        tokens = token_errors(sums, plan)
+    tokens = _token_errors(sums, plan)
+    if tokens.size:
         values["token_rel_l2"] = float(tokens.max())
-        values["token_rel_l2_p99"] = float(np.quantile(tokens, 0.99, method="inverted_cdf"))
+        values["token_rel_l2_p99"] = _quantile(tokens, 0.99)
     if sums.channel_d.size:
         values["channel_rel_l2"] = _channel_error(sums, plan)
-    return values
+    return Derived(values, tokens)
 
 
 def _absolute(totals: Mapping[str, float], n: int, scale: float) -> Values:
@@ -107,15 +115,17 @@ def _decibel(signal: float, noise: float) -> float:
     return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
 
 
-def token_errors(sums: Sums, plan: Plan) -> NDArray[np.float64]:
+def _token_errors(sums: Sums, plan: Plan) -> NDArray[np.float64]:
     """Return the `rel_l2` of every position.
 
     A position of next to no golden size is divided by 2 ULP of the narrower type at the median
     size, so that noise in it is no alarm and a fault in it still is.
     """
-    width = sums.totals["compared"].item() / plan.positions
-    floor = _negligible(sums.token_g / width, plan.precision, plan.scale) * width
-    return np.sqrt(_quotients(sums.token_d, np.maximum(sums.token_g, floor)))
+    width = sums.totals["compared"].item() / max(plan.positions, 1)
+    sizes = _sizes(sums.token_g, width, plan)
+    if sizes is None:
+        return np.where(sums.token_d > 0, math.inf, 0.0)
+    return np.sqrt(sums.token_d / sizes)
 
 
 def _channel_error(sums: Sums, plan: Plan) -> float:
@@ -125,27 +135,32 @@ def _channel_error(sums: Sums, plan: Plan) -> float:
     ULP of the narrower type at the median size. Over few positions a size is uncertain: a channel
     may be next to zero there by chance. Then none is taken for smaller than a tenth of the median.
     """
-    squares = sums.channel_g / plan.positions
-    floor = _negligible(squares, plan.precision, plan.scale)
-    if plan.positions < FEW_POSITIONS and (squares > 0).any():
-        floor = max(floor, float(np.median(squares[squares > 0])) / 100)
-    sizes = np.maximum(sums.channel_g, floor * plan.positions)
-    d, g = (_quotients(squares, sizes).sum() for squares in (sums.channel_d, sums.channel_g))
-    return _ratio(float(d), float(g))
+    least = 0.1 if plan.positions < FEW_POSITIONS else 0.0
+    sizes = _sizes(sums.channel_g, plan.positions, plan, least)
+    if sizes is None:
+        return math.inf if sums.channel_d.any() else 0.0
+    return _ratio((sums.channel_d / sizes).sum().item(), (sums.channel_g / sizes).sum().item())
 
 
-def _negligible(squares: NDArray[np.float64], unit: Precision, scale: float) -> float:
-    """Return the square of 2 ULP at the median size, given the mean squares of all parts."""
-    some = squares[squares > 0]
+def _sizes(
+    squares: NDArray[np.float64], n: float, plan: Plan, share: float = 0.0
+) -> NDArray[np.float64] | None:
+    """Return sums of `n` squares each, those of next to nothing raised; None if all are 0.
+
+    Next to nothing is less than 2 ULP at the median size, or than a share of it.
+    """
+    some = squares if squares.all() else squares[squares > 0]
     if not some.size:
-        return 0.0
-    return (2 * scale * unit.ulp(math.sqrt(float(np.median(some))) / scale)) ** 2
+        return None
+    median = math.sqrt(_quantile(some, 0.5) / n) / plan.scale
+    least = plan.scale * max(2 * plan.precision.ulp(median), share * median)
+    return np.maximum(squares, n * least * least)
 
 
-def _quotients(squares: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return squares / sizes, 0 where there is nothing to divide."""
-    with np.errstate(divide="ignore"):
-        return np.divide(squares, sizes, out=np.zeros_like(squares), where=squares > 0)
+def _quantile(values: NDArray[np.float64], share: float) -> float:
+    """Return the least value that a share of the values does not exceed."""
+    rank = math.ceil(share * values.size) - 1
+    return float(np.partition(values, rank)[rank])
 
 
 def _percentile(histogram: NDArray[np.int64], n: int) -> float:

@@ -56,6 +56,7 @@ def find_divergence(results: pa.Table, unmatched: pa.Table) -> tuple[Divergence,
         return _divergence(given, "inputs", rows), given["number"]
     if source is not None and bad is not None:
         kind, unseen = _kind(source, calls, unmatched)
+        unseen += _only_in_candidate(bad, unmatched)
         return _divergence(bad, kind, rows, unseen), bad["number"]
     bad = next((row for row in rows if row["verdict"] in BAD), None)
     if bad is None:
@@ -127,7 +128,17 @@ def _kind(call: Call, calls: Sequence[Call], unmatched: pa.Table) -> tuple[str, 
 def _unmatched_inputs(call: Call, unmatched: pa.Table) -> list[str]:
     run, forward, module, *_ = call.key
     wanted = {"side": "golden", "run": run, "forward": forward, "module": module}
-    wanted["call"] = call.call
+    return _inputs_where(unmatched, wanted | {"call": call.call})
+
+
+def _only_in_candidate(bad: Mapping[str, Any], unmatched: pa.Table) -> list[str]:
+    """Return the inputs that only the candidate gave the module of a divergence: a mask, say."""
+    wanted = {"side": "candidate", "module": bad["module"], "token": bad["token"]}
+    slots = _inputs_where(unmatched, wanted)
+    return [f"{slot} (of the candidate only)" for slot in dict.fromkeys(slots)]
+
+
+def _inputs_where(unmatched: pa.Table, wanted: Mapping[str, Any]) -> list[str]:
     for name, value in wanted.items():
         unmatched = unmatched.filter(pc.equal(unmatched.column(name), value))
     slots: list[str] = unmatched.column("slot").to_pylist()

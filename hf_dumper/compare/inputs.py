@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from hf_dumper.compare.cut import DEPTHS, common_depth, depths
 from hf_dumper.compare.records import Side
 from hf_dumper.compare.rows import Match, Row
 from hf_dumper.core.verdicts import Finding
@@ -15,7 +16,6 @@ _FREE: Final = frozenset(
     | {"output_hidden_states", "id2label", "label2id", "problem_type", "pretraining_tp"}
 )
 """Keys of a configuration that change no number, or whose effect is a regime."""
-_DEPTH: Final = ("num_hidden_layers", "n_layer", "num_layers", "layer_types")
 _MOST: Final = 8
 _NOT_CHECKED: Final = "not checked"
 
@@ -61,27 +61,16 @@ def _config(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Find
         values = golden.get(key), candidate.get(key)
         if values[0] == values[1] or key in _FREE or key.startswith("_"):
             continue
-        if key in _DEPTH and _is_cut(golden, candidate):
+        if key in (*DEPTHS, "layer_types") and depths(ours, theirs) is not None:
             continue
         meaning = f"{key} is {_short(values[0])} against {_short(values[1])}"
         yield Finding(f"config {key}", *values, meaning)
 
 
-def _is_cut(golden: Mapping[str, Any], candidate: Mapping[str, Any]) -> bool:
-    for key in _DEPTH:
-        values = golden.get(key), candidate.get(key)
-        if all(isinstance(value, int) for value in values) and values[0] != values[1]:
-            return True
-    return False
-
-
 def _cut(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Finding]:
-    golden, candidate = ours.get("config") or {}, theirs.get("config") or {}
-    for key in _DEPTH[:-1]:
-        few, many = sorted(side.get(key) or 0 for side in (golden, candidate))
-        if few and few != many:
-            meaning = f"one side has {few} of {many} layers; the first are compared"
-            yield Finding("layers", golden[key], candidate[key], meaning)
+    layers = depths(ours, theirs)
+    if layers is not None:
+        yield Finding("layers", layers[0], layers[1], common_depth(layers))
 
 
 def _weights(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Finding]:

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from hf_dumper.compare import plain
+from hf_dumper.compare import kernels, plain
 from hf_dumper.compare.blocks import Segment
-from hf_dumper.compare.derive import derive, token_errors
+from hf_dumper.compare.derive import Derived, derive
 from hf_dumper.compare.multiset import same_values
 from hf_dumper.compare.precision import is_measurable, precision
 from hf_dumper.compare.registry import Metric, apply
@@ -100,12 +99,23 @@ def measure(
     whole = [_checked(golden, candidate, by_token) for golden, candidate in segments]
     if not sum(golden.numel() for golden, _ in whole):
         return _nothing(extra or {})
-    plan = _plan(whole, by_token)
-    sums = plain.accumulate(whole, plan)
-    values = derive(sums, plan)
+    sums, plan = _added_up(whole, by_token)
+    found = derive(sums, plan)
     if sums.totals["compared"]:
-        values["sorted_equal"] = float(_is_permuted(sums, whole))
-    return _measurement(values, sums, plan, whole, apply(extra or {}, whole))
+        found.values["sorted_equal"] = float(_is_permuted(sums, whole))
+    return _measurement(found, sums, plan, whole, apply(extra or {}, whole))
+
+
+def _added_up(segments: Sequence[Segment], by_token: bool) -> tuple[Sums, Plan]:
+    """Return all sums; the golden side is looked at first, since its size is a yardstick."""
+    types = segments[0][0].dtype, segments[0][1].dtype
+    places = kernels.layouts(segments, by_token=by_token)
+    if places is not None:
+        plan = _plan(segments, by_token, 1.0, *kernels.golden_square(places))
+        return kernels.accumulate(places, plan), plan
+    scale = _scale(segments) if torch.float64 in types else 1.0
+    plan = _plan(segments, by_token, scale, *plain.golden_square(segments, scale))
+    return plain.accumulate(segments, plan), plan
 
 
 def _checked(golden: torch.Tensor, candidate: torch.Tensor, by_token: bool) -> Segment:
@@ -122,7 +132,7 @@ def _checked(golden: torch.Tensor, candidate: torch.Tensor, by_token: bool) -> S
             raise ValueError(msg)
     if golden.is_complex() or candidate.is_complex():
         golden, candidate = _as_real(golden), _as_real(candidate)
-    return golden.detach(), candidate.detach()
+    return golden, candidate
 
 
 def _as_real(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,15 +143,15 @@ def _as_real(tensor: torch.Tensor) -> torch.Tensor:
 def _nothing(extra: Mapping[str, Metric]) -> Measurement:
     """Return what is known of no elements: nothing."""
     none, plan = NonFinite(0, 0, 0), Plan(torch.float32, torch.float32, 0, 0, False, 1.0)
-    values = derive(Sums(), plan)
+    values = derive(Sums(), plan).values
     return Measurement(values, 0, 0, none, none, 0, None, None, None, dict.fromkeys(extra))
 
 
-def _plan(segments: Sequence[Segment], by_token: bool) -> Plan:
-    """Look at the golden side first: its size is the yardstick of relative errors."""
+def _plan(
+    segments: Sequence[Segment], by_token: bool, scale: float, square: float, count: int
+) -> Plan:
+    """Return the plan, given the sum of squares of so many golden values."""
     golden, candidate = segments[0][0].dtype, segments[0][1].dtype
-    scale = _scale(segments) if torch.float64 in (golden, candidate) else 1.0
-    square, count = plain.golden_square(segments, scale)
     size = math.sqrt(square / count) / scale if count else 0.0
     positions = sum(len(g) for g, _ in segments) if by_token else 0
     widths = {g.shape[1:].numel() for g, _ in segments}
@@ -175,49 +185,42 @@ def _is_permuted(sums: Sums, segments: Sequence[Segment]) -> bool:
 
 
 def _measurement(
-    values: dict[str, float | None],
+    found: Derived,
     sums: Sums,
     plan: Plan,
     segments: Sequence[Segment],
     extra: Mapping[str, float | None],
 ) -> Measurement:
-    totals = sums.totals
+    totals = dict(zip(sums.totals.dtype.names or (), sums.totals.item(), strict=True))
     golden, candidate = (
-        NonFinite(*(int(totals[f"{side}_{name}"]) for name in SIDE))
-        for side in ("golden", "candidate")
+        NonFinite(*(totals[f"{side}_{name}"] for name in SIDE)) for side in ("golden", "candidate")
     )
     return Measurement(
-        values=values,
+        values=found.values,
         elements=sum(golden.numel() for golden, _ in segments),
-        compared=int(totals["compared"]),
+        compared=totals["compared"],
         golden_nonfinite=golden,
         candidate_nonfinite=candidate,
-        mask_mismatches=int(totals["mismatches"]),
-        worst=_place(sums, "worst", segments, plan.by_token),
-        worst_token=_worst_token(sums, plan, segments),
-        first_mismatch=_place(sums, "first", segments, plan.by_token),
+        mask_mismatches=totals["mismatches"],
+        worst=_place(totals, "worst", plan.by_token),
+        worst_token=_worst_token(found, segments),
+        first_mismatch=_place(totals, "first", plan.by_token),
         extra=extra,
     )
 
 
-def _place(sums: Sums, what: str, segments: Sequence[Segment], by_token: bool) -> Place | None:
-    segment, position, channel = (
-        int(sums.totals[f"{what}_{part}"]) for part in ("segment", "position", "channel")
-    )
-    if segment < 0:
+def _place(totals: Mapping[str, Any], what: str, by_token: bool) -> Place | None:
+    if totals[f"{what}_segment"] < 0:
         return None
-    pair = segments[segment]
-    axes = pair[0].shape[1:] if by_token else pair[0].shape
-    index = (*((position,) if by_token else ()), *np.unravel_index(channel, axes))
-    golden, candidate = (float(side[index]) for side in pair)
-    return Place(segment, position if by_token else None, channel, golden, candidate)
+    place = Place(*(totals[f"{what}_{part}"] for part in Place._fields))
+    return place if by_token else place._replace(position=None)
 
 
-def _worst_token(sums: Sums, plan: Plan, segments: Sequence[Segment]) -> Token | None:
-    """Return the position of the largest `token_rel_l2`."""
-    if not sums.token_d.any():
+def _worst_token(found: Derived, segments: Sequence[Segment]) -> Token | None:
+    """Return the position of the largest `token_rel_l2`, None without any error."""
+    if not found.values["token_rel_l2"]:
         return None
-    flat = int(token_errors(sums, plan).argmax())
+    flat = int(found.tokens.argmax())
     for segment, (golden, _) in enumerate(segments):
         if flat < len(golden):
             return Token(segment, flat)

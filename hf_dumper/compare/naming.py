@@ -6,15 +6,11 @@ from hf_dumper.compare.pairs import Pair, Piece
 from hf_dumper.compare.records import Layout, Rec, Side
 from hf_dumper.compare.views import shape_of
 from hf_dumper.core.axes import POS, ROW, ROW_POS
-from hf_dumper.core.verdicts import Comparison, Divergence, Verdict
+from hf_dumper.core.verdicts import Divergence, Verdict
 
 
-def describe(comparison: Comparison, pair: Pair, golden: Side, candidate: Side) -> Divergence:
-    """Return the divergence of a comparison with evidence from the tensors, and a snippet."""
-    divergence = comparison.divergence
-    if divergence is None:
-        msg = "A comparison without divergence has nothing to describe."
-        raise ValueError(msg)
+def describe(divergence: Divergence, pair: Pair, golden: Side, candidate: Side) -> Divergence:
+    """Return a divergence with evidence from the tensors of its pair, and a snippet."""
     found: tuple[str, ...] = ()
     if pair.problem is not None and pair.problem.verdict == Verdict.SHAPE:
         found = (f"shape {pair.problem.reason}",)

@@ -1,13 +1,17 @@
 """Every record of two dumps: the pairs, and what is left alone."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from hf_dumper.compare.align import RunAligner
+from hf_dumper.compare.cut import Cut, depths
 from hf_dumper.compare.pairs import Alone, Pair
 from hf_dumper.compare.records import NameKey, Rec, RunRecords, Side, in_order
 from hf_dumper.compare.rows import Match
 from hf_dumper.core.verdicts import Verdict
+
+_KEY: Final = ("forward", "module", "slot", "call", "op", "seq_in")
 
 
 class Pairing:
@@ -23,6 +27,7 @@ class Pairing:
         self.counts: Counter[str] = Counter()
         self._golden, self._candidate = golden, candidate
         self._matches = matches
+        self._layers = depths(golden.reader.manifest, candidate.reader.manifest)
         self._used: dict[int, set[int]] = {}
         self._names: set[NameKey] = set()
         self._paired: set[NameKey] = set()
@@ -31,15 +36,29 @@ class Pairing:
         """Yield every golden record that has a partner."""
         for run in self._golden.runs:
             records = self._golden.records(run)
-            matches = [match for match in self._matches if match.golden.run == run]
-            aligner = RunAligner(records, self._candidate, matches)
+            aligner = self._aligner(run)
+            cut = Cut(records, self._layers)
             for record in in_order(records.records):
                 found = aligner.align(record)
+                if cut.comes_after(record):
+                    found = Alone("golden", record, Verdict.UNMATCHED, cut.reason)
                 self._note(record, found)
                 if isinstance(found, Pair):
                     yield found
         for run in self._candidate.runs:
             self._leftovers(run)
+
+    def pair_of(self, row: Mapping[str, Any]) -> Pair | None:
+        """Return the pair of a row of the results once more."""
+        for record in self._golden.records(row["run"]).records:
+            if all(getattr(record, name) == row[name] for name in _KEY):
+                found = self._aligner(record.run).align(record)
+                return found if isinstance(found, Pair) else None
+        return None
+
+    def _aligner(self, run: int) -> RunAligner:
+        matches = [match for match in self._matches if match.golden.run == run]
+        return RunAligner(self._golden.records(run), self._candidate, matches)
 
     def _note(self, record: Rec, found: Pair | Alone | None) -> None:
         self.counts["golden records"] += 1

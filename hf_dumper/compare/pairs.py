@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 import torch
 
-from hf_dumper.compare.records import Rec, Side
+from hf_dumper.compare.records import Layout, Rec, Side
 from hf_dumper.compare.views import by_position, by_row
 from hf_dumper.core.verdicts import Verdict
 
@@ -19,7 +19,8 @@ class Piece(NamedTuple):
 
     `mode` says how both are taken apart: by position, one row whole, or the whole tensor.
     `position` is that of the first column, None where the tensor has none. `keys` are the columns
-    of a key axis on both sides, None where there is none.
+    of a key axis on both sides, None where there is none. `layouts` are those of the two forwards,
+    given where the mode is by position.
     """
 
     mode: Literal["positions", "row", "whole"]
@@ -30,6 +31,16 @@ class Piece(NamedTuple):
     candidate_row: int
     candidate_columns: slice
     keys: tuple[slice, slice] | None = None
+    layouts: tuple[Layout, Layout] | None = None
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Which values of which bytes it puts together: equal places give equal numbers."""
+        columns = (self.columns, self.candidate_columns, *(self.keys or ()))
+        edges = tuple((part.start, part.stop) for part in columns)
+        other = self.candidate
+        bytes_of = other.hash, other.dtype, other.shape, other.axes
+        return self.mode, self.row, self.position, self.candidate_row, edges, bytes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,18 @@ class Pair:
         return self.same and known and (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
 
     @property
+    def content(self) -> object:
+        """A key that two pairs of the same bytes and places share; None where hashes are missing.
+
+        One module's output is the next one's input: it need not be measured again.
+        """
+        ours = self.golden
+        if ours.hash is None or any(piece.candidate.hash is None for piece in self.pieces):
+            return None
+        places = tuple(piece.place for piece in self.pieces)
+        return ours.hash, ours.dtype, ours.shape, ours.axes, _is_mask(ours), places, self.same
+
+    @property
     def has_values(self) -> bool:
         """Whether both sides have bytes to read."""
         return self.golden.has_values and all(p.candidate.has_values for p in self.pieces)
@@ -95,30 +118,21 @@ def segments(
     """
     ours = golden.tensor(pair.golden)
     for piece in pair.pieces:
-        theirs = candidate.tensor(piece.candidate)
-        views = _views(pair, piece, golden, candidate, (ours, theirs))
+        views = _views(pair.golden, piece, ours, candidate.tensor(piece.candidate))
         yield _as_masks(*views) if _is_mask(pair.golden) else views
 
 
 def _views(
-    pair: Pair,
-    piece: Piece,
-    golden: Side,
-    candidate: Side,
-    tensors: tuple[torch.Tensor, torch.Tensor],
+    record: Rec, piece: Piece, ours: torch.Tensor, theirs: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    ours, theirs = tensors
-    record, other = pair.golden, piece.candidate
-    if piece.mode == "whole":
-        return ours, theirs
-    if piece.mode == "row":
+    if piece.layouts is None:
+        if piece.mode == "whole":
+            return ours, theirs
         return by_row(ours, piece.row), by_row(theirs, piece.candidate_row)
-    layouts = (
-        golden.records(record.run).layouts[record.forward],
-        candidate.records(other.run).layouts[other.forward],
-    )
-    ours = by_position(ours, record, layouts[0], piece.row, piece.columns)
-    theirs = by_position(theirs, other, layouts[1], piece.candidate_row, piece.candidate_columns)
+    layout, other = piece.layouts
+    ours = by_position(ours, record, layout, piece.row, piece.columns)
+    rows = piece.candidate_row
+    theirs = by_position(theirs, piece.candidate, other, rows, piece.candidate_columns)
     if piece.keys is not None:
         ours, theirs = ours[..., piece.keys[0]], theirs[..., piece.keys[1]]
     return ours, theirs.reshape(ours.shape)  # axes of size 1 may come and go; never a copy

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -53,21 +54,25 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@cache
 def is_measurable(dtype: torch.dtype) -> bool:
     """Tell whether tensors of that type are numbers that `measure` can read."""
     return _name(dtype) in _PRECISIONS.keys() | _INTEGERS | _COMPLEX
 
 
+@cache
 def is_whole(dtype: torch.dtype) -> bool:
     """Tell whether the type holds integers or truth values."""
     return _name(dtype) in _INTEGERS
 
 
+@cache
 def precision(dtype: torch.dtype) -> Precision:
     """Return the precision of a real type; the unit of integers is 1, and they must be equal."""
     return _PRECISIONS.get(_name(dtype), _WHOLE)
 
 
+@cache
 def narrower(golden: torch.dtype, candidate: torch.dtype) -> torch.dtype:
     """Return the type with the fewer bits in its significand; a float counts before an integer.
 

@@ -1,11 +1,12 @@
 """From pairs to the table of results: one row per pair, measured on several cores, in order."""
 
+import math
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -20,6 +21,10 @@ from hf_dumper.core.verdicts import RESULT_SCHEMA, Verdict
 
 _AHEAD: Final = 64
 """Pairs that wait for a core: enough to keep all busy, few enough to hold in memory."""
+_REMEMBERED: Final = 1024
+"""Measurements that are remembered for later pairs of the same bytes."""
+_PACKED: Final = 4096
+"""Rows that are kept as Python objects before they are packed into columns."""
 _EQUAL: Final[Mapping[str, float]] = {
     **dict.fromkeys(("max_abs", "mean_abs", "rmse", "max_rel", "mean_rel", "rel_l2", "nmse"), 0.0),
     "cosine": 1.0,
@@ -29,13 +34,6 @@ _EQUAL: Final[Mapping[str, float]] = {
 """What equal bytes give without being read; what depends on the values stays unknown."""
 
 
-class Result(NamedTuple):
-    """One pair with its row of the table."""
-
-    pair: Pair
-    row: dict[str, Any]
-
-
 class Measurer:
     """Measures pairs of two dumps; may be called from several threads."""
 
@@ -43,19 +41,20 @@ class Measurer:
         """Remember the sides; `metrics` are the user's own."""
         self._golden, self._candidate, self._metrics = golden, candidate, metrics
 
-    def __call__(self, pair: Pair) -> Result:
-        """Return the row of a pair, without a verdict unless there is nothing to judge."""
-        row = _described(pair)
+    def is_quick(self, pair: Pair) -> bool:
+        """Tell whether no tensor need be read."""
         if pair.problem is not None:
-            row |= _problem(pair.problem)
-        elif pair.identical and not _is_result(pair.golden) and not self._metrics:
-            row |= {**_EQUAL, "verdict": Verdict.IDENTICAL, "rule": HASHES}
-            row["elements"] = _elements(pair)
-        elif pair.has_values:
-            row |= self._measured(pair)
-        else:
-            row |= self._by_statistics(pair)
-        return Result(pair, row)
+            return True
+        return pair.identical and not _is_result(pair.golden) and not self._metrics
+
+    def __call__(self, pair: Pair) -> dict[str, Any]:
+        """Return the numbers of a pair, without a verdict unless there is nothing to judge."""
+        if pair.problem is not None:
+            return _problem(pair.problem)
+        if self.is_quick(pair):
+            elements = math.prod(pair.golden.shape)
+            return {**_EQUAL, "elements": elements, "verdict": Verdict.IDENTICAL, "rule": HASHES}
+        return self._measured(pair) if pair.has_values else self._by_statistics(pair)
 
     def _measured(self, pair: Pair) -> dict[str, Any]:
         views = list(segments(pair, self._golden, self._candidate))
@@ -77,7 +76,9 @@ class Measurer:
         if found.elements and not found.compared:
             row |= _problem(Problem(Verdict.NOT_COMPUTABLE, "not one value is finite"))
         if found.mask_mismatches:
-            row |= {"verdict": Verdict.NON_FINITE}
+            count = f"{found.mask_mismatches} of {found.elements} values"
+            rule = f"{count} are not finite on one side, or not alike"
+            row |= {"verdict": Verdict.NON_FINITE, "rule": rule}
         return row
 
     def _by_statistics(self, pair: Pair) -> dict[str, Any]:
@@ -91,33 +92,62 @@ class Measurer:
         return compare_statistics(golden, candidate)
 
 
-def measure_all(pairs: Iterable[Pair], measurer: Measurer) -> Iterator[Result]:
-    """Yield the results of pairs in their order, measured on all cores."""
+def measure_all(pairs: Iterable[Pair], measurer: Measurer) -> Iterator[dict[str, Any]]:
+    """Yield the row of each pair, in their order, measured on all cores.
+
+    Pairs of the same bytes, as one module's output and the next one's input, are measured once.
+    """
     source = iter(pairs)
     with ThreadPoolExecutor(os.cpu_count() or 1, "compare") as pool:
-        waiting: deque[Future[Result]] = deque()
+        begun = _Begun(pool, measurer)
+        waiting: deque[tuple[Pair, Future[dict[str, Any]]]] = deque()
         try:
             while True:
                 ahead = islice(source, _AHEAD - len(waiting))
-                waiting.extend(pool.submit(measurer, pair) for pair in ahead)
+                waiting.extend((pair, begun.submit(pair)) for pair in ahead)
                 if not waiting:
                     return
-                yield waiting.popleft().result()
+                pair, future = waiting.popleft()
+                yield _described(pair) | future.result()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 
+class _Begun:
+    """Measurements that were begun lately, by the content of their pairs."""
+
+    def __init__(self, pool: ThreadPoolExecutor, measurer: Measurer) -> None:
+        self._pool, self._measurer = pool, measurer
+        self._known: OrderedDict[object, Future[dict[str, Any]]] = OrderedDict()
+
+    def submit(self, pair: Pair) -> Future[dict[str, Any]]:
+        """Return the measurement of a pair, or that of another pair of the same content."""
+        if self._measurer.is_quick(pair):
+            done: Future[dict[str, Any]] = Future()
+            done.set_result(self._measurer(pair))
+            return done
+        content = pair.content
+        if content is None:
+            return self._pool.submit(self._measurer, pair)
+        future = self._known.get(content)
+        if future is None:
+            future = self._known[content] = self._pool.submit(self._measurer, pair)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return future
+
+
 def as_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Return rows as a table of RESULT_SCHEMA."""
-    columns: dict[str, list[Any]] = {name: [] for name in RESULT_SCHEMA.names}
-    for row in rows:
-        for name, values in columns.items():
-            values.append(row.get(name))
-    return pa.table(
-        [pa.array(columns[field.name], field.type) for field in RESULT_SCHEMA],
-        schema=RESULT_SCHEMA,
-    )
+    """Return rows as a table of RESULT_SCHEMA, packed batch by batch."""
+    source = iter(rows)
+    batches = []
+    while some := list(islice(source, _PACKED)):
+        columns = [
+            pa.array([row.get(field.name) for row in some], field.type) for field in RESULT_SCHEMA
+        ]
+        batches.append(pa.record_batch(columns, schema=RESULT_SCHEMA))
+    return pa.Table.from_batches(batches, RESULT_SCHEMA).combine_chunks()
 
 
 def _described(pair: Pair) -> dict[str, Any]:
@@ -148,13 +178,6 @@ def _is_result(record: Rec) -> bool:
     Two sides may be equal and all NaN; somebody has to look.
     """
     return record.module == ROOT and record.slot.startswith(("output", "logits", "scores"))
-
-
-def _elements(pair: Pair) -> int:
-    count = 1
-    for size in pair.golden.shape:
-        count *= size
-    return count
 
 
 def _place(pair: Pair, found: Measurement) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def compare_statistics(
     mismatches = sum(abs(int(golden[n] or 0) - int(candidate[n] or 0)) for n in _NON_FINITE)
     row["mask_mismatches"] = mismatches
     if mismatches:
-        return row | {"verdict": Verdict.NON_FINITE}
+        rule = f"at least {mismatches} of {count} values are not finite on one side"
+        return row | {"verdict": Verdict.NON_FINITE, "rule": rule}
     if count and golden["absmax"] is None:
         reason = "statistics only, and not one value is finite"
         return row | {"verdict": Verdict.NOT_COMPUTABLE, "reason": reason}

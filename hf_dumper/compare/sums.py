@@ -30,6 +30,8 @@ TOTALS: Final = np.dtype(
         *((f"candidate_{name}", np.int64) for name in SIDE),
         *((f"worst_{name}", np.int64) for name in ("segment", "position", "channel")),
         *((f"first_{name}", np.int64) for name in ("segment", "position", "channel")),
+        *((f"worst_{side}", np.float64) for side in ("golden", "candidate")),
+        *((f"first_{side}", np.float64) for side in ("golden", "candidate")),
         ("ulp_max", np.float64),
     ]
 )
@@ -55,7 +57,7 @@ class Plan:
     @property
     def narrow(self) -> torch.dtype:
         """The type that resolves less."""
-        return narrower(self.golden, self.candidate)
+        return narrower(self.golden, self.candidate)  # remembered there
 
     @property
     def precision(self) -> Precision:
