@@ -165,14 +165,14 @@ def _token_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     for name in ("verdict", "run", "row", "token"):
         table.add_column(name, no_wrap=True, justify="left" if name == "verdict" else "right")
     table.add_column("first choice", no_wrap=True)
-    table.add_column("golden", overflow="fold")
-    table.add_column("candidate", overflow="fold")
+    table.add_column("chosen", overflow="fold")
     table.add_column("margin", justify="right", no_wrap=True)
     table.add_column("KL", justify="right", no_wrap=True)
     for row in rows:
         cells = [row["verdict"], *(number(row[name]) for name in ("run", "row", "token"))]
         cells += [{True: "same", False: "another"}.get(row["top1_equal"], NOTHING)]
-        cells += [_token(row, side) for side in ("golden", "candidate")]
+        chosen = dict.fromkeys(_token(row, side) for side in ("golden", "candidate"))
+        cells.append(" / ".join(chosen))
         table.add_row(*map(Text, [*cells, number(row["margin"], 2), number(row["kl"], 2)]))
     return table
 

@@ -10,6 +10,7 @@ from hf_dumper.report.comparison import comparison, snippet, worst
 from hf_dumper.report.words import message
 from tests.comparisons import compared, failed, pair, passed, token
 
+TOKENS = "Tokens that do not agree:"
 SCREEN = 50
 """Lines of a terminal that is not small."""
 
@@ -87,8 +88,21 @@ def test_the_snippet_is_printed_whole_and_unwrapped():
 
 
 def test_tokens_that_differ_are_shown_with_their_text():
-    (shown,) = section(screen(failed()), "Tokens that do not agree:")[1:]
-    assert " ".join(shown.split()) == r"diverged 0 0 1 another 5 ' a' 7 ' b\n' 1.5 1e-06"
+    (shown,) = section(screen(failed()), TOKENS)[1:]
+    assert " ".join(shown.split()) == r"diverged 0 0 1 another 5 ' a' / 7 ' b\n' 1.5 1e-06"
+
+
+def test_a_token_that_both_were_given_is_shown_once():
+    given = token(2, verdict="fail", top1_equal=False, golden_text="x", candidate_text="x")
+    (shown,) = section(screen(compared(Verdict.FAIL, tokens=[given])), TOKENS)[1:]
+    assert " ".join(shown.split()) == "fail 0 0 2 another 5 'x' 1.5 1e-06"
+
+
+def test_tokens_with_another_first_choice_are_shown_first():
+    tokens = [token(i, verdict="fail") for i in range(9)] + [token(9, 5, 6, "diverged")]
+    shown = section(screen(compared(Verdict.FAIL, tokens=tokens)), TOKENS)[1:]
+    assert len(shown) == 5
+    assert shown[0].startswith("diverged")
 
 
 def test_tokens_are_counted():
@@ -174,6 +188,28 @@ def test_the_worst_pairs_are_faults_first_then_the_largest():
     ]
     names = [row["module"] for row in worst(compared(Verdict.NON_FINITE, pairs), 9)]
     assert names == ["broken", "large", "small"]
+
+
+def test_warnings_come_before_what_passes():
+    pairs = [pair("large", rel_l2=0.9), pair("odd", verdict=Verdict.WARN, rel_l2=0.1)]
+    names = [row["module"] for row in worst(compared(Verdict.WARN, pairs), 9)]
+    assert names == ["odd", "large"]
+
+
+def test_inputs_that_agree_are_not_around_a_divergence():
+    fault = pair("m.b", verdict=Verdict.FAIL)
+    pairs = [pair("m.a", "input.0"), pair("m.a"), pair("m.b", "input.0"), fault]
+    divergence = Divergence("m.b", "output", 0, 0, 0, "source")
+    lines = screen(compared(Verdict.FAIL, pairs, divergence=divergence))
+    shown = section(lines, "Around it, in order of completion:")[1:]
+    assert [line.split()[-2:] for line in shown] == [["m.a", "output"], ["m.b", "output"]]
+
+
+def test_many_findings_are_cut_short():
+    findings = tuple(Finding(f"weight w{i}", 1, 2, "") for i in range(99))
+    lines = screen(compared(Verdict.INPUTS, inputs=findings))
+    assert "weight w0, weight w1 and 97 more" in " ".join(lines)
+    assert "and 95 more" in [line.strip() for line in lines]
 
 
 def test_the_message_has_all_but_the_tables():
