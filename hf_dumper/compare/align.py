@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_dumper.compare.pairs import Alone, Pair, Piece, Problem
 from hf_dumper.compare.plans import Plan, Planner, Stretch, clip, common_keys, last_position
+from hf_dumper.compare.problems import NO_AXES, other_shapes, skipped, skipped_by_either
 from hf_dumper.compare.records import Layout, Rec, RunRecords, Side
 from hf_dumper.compare.rows import Match
 from hf_dumper.compare.views import Shape, is_one_per_row, shape_of
@@ -18,14 +19,8 @@ from hf_dumper.core.axes import POS, ROW_POS
 from hf_dumper.core.types import SKIPPED
 from hf_dumper.core.verdicts import Verdict
 
-_NO_AXES = (
-    "nothing says which axis is row and which is position, and the forwards of the two sides hold "
-    "other rows or columns"
-)
 _NOT_THERE = "the candidate has no such record"
 _NO_VALUES = "the candidate has no values at these positions"
-SKIPPED_BY = "skipped it: "
-"""Part of the reason of every pair that one side did not capture."""
 _ALL = slice(None)
 
 
@@ -100,16 +95,16 @@ class RunAligner:
         other_layout = self._planner.runs[partner.run].layouts[partner.forward]
         other = shape_of(partner, other_layout)
         if partner.status == SKIPPED:
-            return _skipped("candidate", partner)
+            return skipped("candidate", partner)
         if other.kind == "row":
             return self._row_pieces(record, partner, stretch.match)
         if other.kind == "whole":
-            return Problem(Verdict.NOT_COMPUTABLE, _NO_AXES)
+            return Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         keys = self._keys(record, shape, stretch, partner, other)
         if not _same_channels(shape, other) or (keys is None and shape.keys != other.keys):
             alike = np.array_equal(layout.positions, other_layout.positions)
             has_positions = bool({POS, ROW_POS} & set(record.axes)) and shape.keys is None
-            return _shapes(record, partner, known=alike or has_positions)
+            return other_shapes(record, partner, known=alike or has_positions)
         clipped = clip(stretch, shape.offset, other.offset)
         if clipped is None:
             return []
@@ -161,13 +156,13 @@ class RunAligner:
         layout = self._golden.layouts[record.forward]
         other = self._planner.runs[partner.run].layouts.get(partner.forward)
         if partner.status == SKIPPED:
-            return _skipped("candidate", partner)
+            return skipped("candidate", partner)
         plain = other is not None and is_one_per_row(partner, other)
         if other is None or not plain or not is_one_per_row(record, layout):
-            return Problem(Verdict.NOT_COMPUTABLE, _NO_AXES)
+            return Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         if record.shape[1:] != partner.shape[1:]:
             alike = np.array_equal(layout.positions, other.positions)
-            return _shapes(record, partner, known=alike)
+            return other_shapes(record, partner, known=alike)
         position = last_position(layout, match.golden.row)
         if last_position(other, match.candidate.row) != position:
             reason = "the forwards of the two sides end at other positions"
@@ -183,11 +178,11 @@ class RunAligner:
         partner = self._partner_of_whole(record, layout)
         if partner is None:
             return self._nothing(record, Plan((), 0, 1))
-        found = _Found(problem=_whole_problem(record, partner), partner=partner)
+        found = _Found(problem=skipped_by_either(record, partner), partner=partner)
         if found.problem is None and not self._planner.same_rows(layout, partner):
-            found.problem = Problem(Verdict.NOT_COMPUTABLE, _NO_AXES)
+            found.problem = Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         if found.problem is None and record.shape != partner.shape:
-            found.problem = _shapes(record, partner, known=True)
+            found.problem = other_shapes(record, partner, known=True)
         if found.problem is None:
             found.pieces = [Piece("whole", 0, _ALL, None, partner, 0, _ALL)]
         return self._pair(record, layout, found)
@@ -213,6 +208,7 @@ class RunAligner:
     def _pair(self, record: Rec, layout: Layout | None, found: _Found) -> Pair | Alone | None:
         if found.partner is None or not (found.pieces or found.problem):
             return self._nothing(record, Plan((), found.truncated, found.missing))
+        self._settle_axes(record, layout, found)
         partners = {(p.candidate.run, p.candidate.number) for p in found.pieces}
         same = (
             not (found.problem or found.truncated or found.missing)
@@ -222,6 +218,19 @@ class RunAligner:
         pieces = () if found.problem else tuple(found.pieces)
         counts = found.truncated, found.missing
         return Pair(record, found.partner, pieces, found.problem, same, *counts)
+
+    def _settle_axes(self, record: Rec, layout: Layout | None, found: _Found) -> None:
+        """Compare whole what two forwards of the same rows and columns hold, whatever the axes."""
+        partner, problem = found.partner, found.problem
+        if partner is None or problem is None or problem.reason != NO_AXES or found.truncated:
+            return
+        if not self._planner.same_rows(layout, partner):
+            return
+        found.problem, found.missing = None, 0
+        if record.shape == partner.shape:
+            found.pieces = [Piece("whole", 0, _ALL, None, partner, 0, _ALL)]
+        else:
+            found.problem = other_shapes(record, partner, known=True)
 
     def _nothing(self, record: Rec, plan: Plan) -> Alone | None:
         """Say why a record has no partner; None when it holds only padding."""
@@ -265,27 +274,6 @@ def _position_piece(
         keys,
         layouts,
     )
-
-
-def _whole_problem(record: Rec, partner: Rec) -> Problem | None:
-    for side, one in (("golden dump", record), ("candidate", partner)):
-        if one.status == SKIPPED:
-            return _skipped(side, one)
-    return None
-
-
-def _skipped(side: str, record: Rec) -> Problem:
-    reason = record.reason or "no reason is recorded"
-    return Problem(Verdict.NOT_COMPUTABLE, f"the {side} {SKIPPED_BY}{reason}")
-
-
-def _shapes(record: Rec, partner: Rec, *, known: bool) -> Problem:
-    """Return that shapes differ: a fault where nothing but the model decides about them."""
-    shapes = f"{list(record.shape)} against {list(partner.shape)}"
-    if known:
-        return Problem(Verdict.SHAPE, shapes)
-    reason = f"{shapes}, in forwards of other rows or columns"
-    return Problem(Verdict.NOT_COMPUTABLE, reason)
 
 
 def _alone(record: Rec, verdict: Verdict, reason: str) -> Alone:

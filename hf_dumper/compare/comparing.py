@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from hf_dumper.compare.align import SKIPPED_BY
 from hf_dumper.compare.cut import depths
 from hf_dumper.compare.divergence import find_divergence, from_findings
 from hf_dumper.compare.inputs import INCOMPLETE, input_findings, regime_findings
@@ -16,6 +15,7 @@ from hf_dumper.compare.limits import Limits
 from hf_dumper.compare.naming import describe
 from hf_dumper.compare.pairing import Pairing
 from hf_dumper.compare.pairs import Alone
+from hf_dumper.compare.problems import SKIPPED_BY
 from hf_dumper.compare.records import Side
 from hf_dumper.compare.registry import Metric
 from hf_dumper.compare.results import Measurer, as_table, measure_all
@@ -115,12 +115,12 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
     """Return the verdict of the whole: the first of these that holds. Nothing passes by absence."""
     counts = Counter(comparison.results.column("verdict").to_pylist())
     chosen = Counter(comparison.tokens.column("verdict").to_pylist())
-    judged = sum(counts.values()) - counts[Verdict.NOT_COMPUTABLE]
+    judged = _judged_pairs(comparison.results)
     divergence = comparison.divergence
     if comparison.inputs or (divergence is not None and divergence.kind == "inputs"):
         return Verdict.INPUTS
     if not judged:
-        return Verdict.NOT_COMPUTABLE if counts else Verdict.NOTHING
+        return Verdict.NOT_COMPUTABLE if counts[Verdict.NOT_COMPUTABLE] else Verdict.NOTHING
     worst = worst_of(counts)
     if worst not in (None, Verdict.WARN):
         return worst
@@ -137,6 +137,15 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
     if chosen[Verdict.TRUNCATED] or comparison.coverage.get("positions truncated"):
         return Verdict.TRUNCATED
     return Verdict.IDENTICAL if not counts.keys() - {Verdict.IDENTICAL} else Verdict.PASS
+
+
+def _judged_pairs(results: pa.Table) -> int:
+    """Count the pairs with a verdict on what was computed; the ids chosen last are not enough."""
+    columns = (results.column(name).to_pylist() for name in ("verdict", "slot"))
+    return sum(
+        verdict != Verdict.NOT_COMPUTABLE and slot != "token_ids"
+        for verdict, slot in zip(*columns, strict=True)
+    )
 
 
 def _tokens(golden: Side, candidate: Side, matches: Sequence[Match]) -> Iterator[dict[str, Any]]:

@@ -139,7 +139,8 @@ def _channel_error(sums: Sums, plan: Plan) -> float:
     sizes = _sizes(sums.channel_g, plan.positions, plan, least)
     if sizes is None:
         return math.inf if sums.channel_d.any() else 0.0
-    return _ratio((sums.channel_d / sizes).sum().item(), (sums.channel_g / sizes).sum().item())
+    shares = 1 / sizes
+    return _ratio(float(np.dot(sums.channel_d, shares)), float(np.dot(sums.channel_g, shares)))
 
 
 def _sizes(
@@ -160,7 +161,7 @@ def _sizes(
 def _quantile(values: NDArray[np.float64], share: float) -> float:
     """Return the least value that a share of the values does not exceed."""
     rank = math.ceil(share * values.size) - 1
-    return float(np.partition(values, rank)[rank])
+    return float(np.partition(values, rank)[rank] if values.size > 1 else values[0])
 
 
 def _percentile(histogram: NDArray[np.int64], n: int) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hf_dumper.compare.jumps import find_jumps
 from hf_dumper.compare.limits import Limits, coarseness, section
 from hf_dumper.core.types import ROOT
 from hf_dumper.core.verdicts import RESULT_SCHEMA, Verdict
@@ -41,6 +42,7 @@ def judge_results(results: pa.Table, tokens: pa.Table, limits: Limits) -> pa.Tab
     rules = results.column("rule").to_pylist()
     exact = _exact(results, levels, limits)
     chosen = _choices(results, tokens)
+    jumps = find_jumps(results, levels_of_runs(results), limits)
     for i, (before, level) in enumerate(zip(verdicts, levels.tolist(), strict=True)):
         if before in _FACTS or rules[i] == HASHES:
             continue
@@ -52,6 +54,8 @@ def judge_results(results: pa.Table, tokens: pa.Table, limits: Limits) -> pa.Tab
             j = int(worst[i])
             numbers = float(values[i, j]), float(bounds[i, j]), float(ratios[i, j])
             verdicts[i], rules[i] = _judged(names[j], numbers, section(max(level, 0)), limits)
+            if i in jumps and verdicts[i] == Verdict.PASS:
+                verdicts[i], rules[i] = Verdict.WARN, jumps[i]
     return _with(results, verdicts, rules)
 
 

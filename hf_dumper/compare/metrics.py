@@ -11,7 +11,7 @@ from hf_dumper.compare import kernels, plain
 from hf_dumper.compare.blocks import Segment
 from hf_dumper.compare.derive import Derived, derive
 from hf_dumper.compare.multiset import same_values
-from hf_dumper.compare.precision import is_measurable, precision
+from hf_dumper.compare.precision import bits, is_measurable, precision
 from hf_dumper.compare.registry import Metric, apply
 from hf_dumper.compare.sums import MOST_CHANNELS, SIDE, Plan, Sums
 
@@ -96,26 +96,51 @@ def measure(
         ValueError: two shapes differ, or a type holds no numbers.
         ConfigError: a metric of the user's own fails.
     """
-    whole = [_checked(golden, candidate, by_token) for golden, candidate in segments]
+    whole = checked(segments, by_token)
     if not sum(golden.numel() for golden, _ in whole):
         return _nothing(extra or {})
-    sums, plan = _added_up(whole, by_token)
+    sums, plan = added_up(whole, by_token)
     found = derive(sums, plan)
     if sums.totals["compared"]:
         found.values["sorted_equal"] = float(_is_permuted(sums, whole))
     return _measurement(found, sums, plan, whole, apply(extra or {}, whole))
 
 
-def _added_up(segments: Sequence[Segment], by_token: bool) -> tuple[Sums, Plan]:
+def added_up(segments: Sequence[Segment], by_token: bool) -> tuple[Sums, Plan]:
     """Return all sums; the golden side is looked at first, since its size is a yardstick."""
-    types = segments[0][0].dtype, segments[0][1].dtype
-    places = kernels.layouts(segments, by_token=by_token)
-    if places is not None:
-        plan = _plan(segments, by_token, 1.0, *kernels.golden_square(places))
-        return kernels.accumulate(places, plan), plan
-    scale = _scale(segments) if torch.float64 in types else 1.0
-    plan = _plan(segments, by_token, scale, *plain.golden_square(segments, scale))
-    return plain.accumulate(segments, plan), plan
+    scale = _scale(segments)
+    places = kernels.layouts(segments, by_token=by_token) if scale == 1 else None
+    if places is None:
+        square, count = plain.golden_square(segments, scale)
+    else:
+        square, count = kernels.golden_square(places)
+    plan = _plan(segments, by_token, scale, square, count)
+    if count == sum(golden.numel() for golden, _ in segments) and _are_equal(segments):
+        return Sums.equal(plan, square, count), plan
+    if places is None:
+        return plain.accumulate(segments, plan), plan
+    return kernels.accumulate(places, plan), plan
+
+
+def _are_equal(segments: Sequence[Segment]) -> bool:
+    """Tell whether both sides have equal bytes."""
+    return all(
+        golden.dtype == candidate.dtype and torch.equal(bits(golden), bits(candidate))
+        for golden, candidate in segments
+    )
+
+
+def checked(segments: Iterable[Segment], by_token: bool) -> list[Segment]:
+    """Return the segments as real numbers, all of the same two types.
+
+    Raises:
+        ValueError: they are not of equal shapes and types, or hold no numbers.
+    """
+    found = [_checked(golden, candidate, by_token) for golden, candidate in segments]
+    if len({(golden.dtype, candidate.dtype) for golden, candidate in found}) > 1:
+        msg = "The segments of one pair differ in type."
+        raise ValueError(msg)
+    return found
 
 
 def _checked(golden: torch.Tensor, candidate: torch.Tensor, by_token: bool) -> Segment:
@@ -132,7 +157,7 @@ def _checked(golden: torch.Tensor, candidate: torch.Tensor, by_token: bool) -> S
             raise ValueError(msg)
     if golden.is_complex() or candidate.is_complex():
         golden, candidate = _as_real(golden), _as_real(candidate)
-    return golden, candidate
+    return golden.detach(), candidate.detach()
 
 
 def _as_real(tensor: torch.Tensor) -> torch.Tensor:
@@ -163,9 +188,10 @@ def _plan(
 
 def _scale(segments: Sequence[Segment]) -> float:
     """Return the power of two that brings very large or very small float64 values near 1."""
-    largest = max(
-        (plain.largest(tensor) for segment in segments for tensor in segment), default=0.0
-    )
+    sides = [tensor for segment in segments for tensor in segment]
+    if all(tensor.dtype != torch.float64 for tensor in sides):
+        return 1.0
+    largest = max(plain.largest(tensor) for tensor in sides)
     if not largest or _SMALL < largest < _LARGE:
         return 1.0
     return math.ldexp(1.0, min(-math.frexp(largest)[1], 1000))

@@ -88,8 +88,13 @@ def narrower(golden: torch.dtype, candidate: torch.dtype) -> torch.dtype:
 
 def ordinals(values: torch.Tensor) -> NDArray[np.int64]:
     """Number the floating values by their order: neighbours differ by 1, and both zeros are 0."""
-    bits = values.view(_BITS[values.dtype.itemsize]).numpy().astype(np.int64)
+    whole = bits(values).numpy().astype(np.int64)
     if values.dtype == getattr(torch, "float8_e8m0fnu", None):
-        return bits & 0xFF  # no sign bit
+        return whole & 0xFF  # no sign bit
     least = -(1 << (8 * values.dtype.itemsize - 1))
-    return np.where(bits < 0, least - bits, bits)
+    return np.where(whole < 0, least - whole, whole)
+
+
+def bits(values: torch.Tensor) -> torch.Tensor:
+    """Return a view of the same bytes as integers."""
+    return values.view(_BITS[values.dtype.itemsize])

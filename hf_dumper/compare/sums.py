@@ -86,3 +86,12 @@ class Sums:
         if plan.channels:
             sums.channel_d, sums.channel_g = np.zeros((2, plan.channels))
         return sums
+
+    @classmethod
+    def equal(cls, plan: Plan, square: float, count: int) -> "Sums":
+        """Return the sums over `count` finite values that are equal on both sides."""
+        sums = cls.empty(plan)
+        for name in ("sq_g", "sq_c", "dot"):
+            sums.totals[name] = square
+        sums.totals["compared"] = sums.histogram[0] = count
+        return sums
