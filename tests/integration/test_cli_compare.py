@@ -258,6 +258,7 @@ def test_bytes_that_changed_on_disk_are_one_line(golden, make, place, cli):
         ("compare g g --metric nope", "No metric named 'nope'"),
         ("compare g g --report r.pdf", "what kind of report"),
         ("compare g g --report nope/r.json", "Cannot write 'nope/r.json'"),
+        ("compare g g --out m.py", "Cannot save the comparison to 'm.py'"),
         ("compare g g --top -1", "Invalid value for '--top'"),
         ("judge nope", "nope"),
         ("judge tiny", "tiny"),

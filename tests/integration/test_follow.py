@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from hf_dumper.config import DumpConfig
 from hf_dumper.errors import PromptError
@@ -92,6 +92,31 @@ def test_sampled_return_sequences_are_followed(follow):
     )
     assert len(ids_of(golden)) == 4
     assert ids_of(candidate) == ids_of(golden)
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"prefill_chunk_size": 2}])
+def test_the_golden_way_of_computing_is_followed(follow, options):
+    golden, candidate = follow(lambda model: generate(model, **options))
+    assert ids_of(candidate) == ids_of(golden)
+    assert candidate.positions(0).equals(golden.positions(0))
+
+
+def test_an_encoder_decoder_is_followed(tmp_path):
+    def make(seed):
+        torch.manual_seed(seed)
+        sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 4}
+        return T5ForConditionalGeneration(
+            T5Config(**sizes, num_layers=1, decoder_start_token_id=0, eos_token_id=None)
+        ).eval()
+
+    model = make(0)
+    with register_hook(model, DumpConfig(tmp_path / "golden")):
+        generate(model)
+    with open_dump(tmp_path / "golden") as golden:
+        model = make(1)
+        with register_hook(model, DumpConfig(tmp_path / "candidate")):
+            dump_golden(model, Codes(), golden)
+        assert ids_of(open_dump(tmp_path / "candidate")) == ids_of(golden)
 
 
 def test_every_run_is_followed_in_order(follow):
