@@ -12,6 +12,7 @@ from hf_dumper.compare.registry import CUSTOM, CustomMetric, Metric, load_metric
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.verdicts import Comparison
 from hf_dumper.errors import NotYetError
+from hf_dumper.report.texts import with_texts
 from hf_dumper.store import open_dump
 
 Dump = str | PathLike[str] | DumpReader
@@ -49,7 +50,8 @@ def compare(
     table = load_limits(limits)
     chosen = _metrics(metrics)
     with ExitStack() as stack:
-        return compare_dumps(_opened(golden, stack), _opened(candidate, stack), table, chosen)
+        found = compare_dumps(_opened(golden, stack), _opened(candidate, stack), table, chosen)
+        return with_texts(found)
 
 
 def judge(comparison: Comparison | str | PathLike[str], *, limits: LimitsLike) -> Comparison:

@@ -1,7 +1,7 @@
 """Options that several commands share, as dataclasses: typer sees one option for each field."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
@@ -23,6 +23,9 @@ _GENERATION = "Generation"
 _PROMPTS = "Prompts"
 
 Names = list[str] | None
+
+
+MAX_NEW_TOKENS = 16
 
 
 class Kept(StrEnum):
@@ -51,6 +54,14 @@ class PromptOptions:
     column: Annotated[
         str | None,
         Option(help="Column of FILE.", show_default='"prompt" or "text"', rich_help_panel=_PROMPTS),
+    ] = None
+    follow: Annotated[
+        Path | None,
+        Option(
+            metavar="GOLDEN",
+            help="Take prompts and tokens from this dump, and dump what it holds.",
+            rich_help_panel=_PROMPTS,
+        ),
     ] = None
     chat: Annotated[
         bool,
@@ -85,8 +96,14 @@ class GenerationOptions:
     """How tokens are chosen."""
 
     max_new_tokens: Annotated[
-        int, Option(min=1, help="Tokens to generate at most.", rich_help_panel=_GENERATION)
-    ] = 16
+        int | None,
+        Option(
+            min=1,
+            help="Tokens to generate at most.",
+            show_default=str(MAX_NEW_TOKENS),
+            rich_help_panel=_GENERATION,
+        ),
+    ] = None
     do_sample: Annotated[
         bool, Option("--do-sample", help="Draw tokens at random.", rich_help_panel=_GENERATION)
     ] = False
@@ -100,14 +117,14 @@ class GenerationOptions:
         Raises:
             ConfigError: an option of sampling without sampling, which would do nothing.
         """
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        kwargs = {name: value for name, value in given.items() if value is not None}
-        idle = [n for n in ("temperature", "top_k", "top_p") if n in kwargs and not self.do_sample]
-        if idle:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        kwargs = {f.name: getattr(self, f.name) for f in fields(self)}
+        idle = [n for n in given(self) if n in ("--temperature", "--top-k", "--top-p")]
+        if idle and not self.do_sample:
+            names = ", ".join(idle)
             msg = f"{names}: without --do-sample the likeliest token is taken. Add --do-sample."
             raise ConfigError(msg)
-        return kwargs
+        kwargs["max_new_tokens"] = self.max_new_tokens or MAX_NEW_TOKENS
+        return {name: value for name, value in kwargs.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -217,23 +234,30 @@ class DumpOptions:
     durable: Annotated[bool | None, Option(hidden=True)] = None
     allow_eager: Annotated[bool | None, Option(hidden=True)] = None
 
-    def to_config(self) -> "DumpConfig":
-        """Return the configuration: what the file says, then what the options say.
+    def to_config(self, default: "Mapping[str, Any] | None" = None) -> "DumpConfig":
+        """Return the configuration: the default, then what the file says, then the options.
 
         Raises:
             ConfigError: the file cannot be read, or a value cannot be meant.
         """
         from hf_dumper.config import DumpConfig
 
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        file = given.pop("config")
-        kept = given.pop("statistics")
-        given["hash_weights"] = False if given.pop("no_hash_weights") else None
-        values = _read_json(file) if file is not None else {}
-        values |= {name: value for name, value in given.items() if value not in (None, [])}
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        file = options.pop("config")
+        kept = options.pop("statistics")
+        options["hash_weights"] = False if options.pop("no_hash_weights") else None
+        values = dict(default or {})
+        values |= _read_json(file) if file is not None else {}
+        values |= {name: value for name, value in options.items() if value not in (None, [])}
         if kept is not None:
             values["dump_statistics_mode"] = list(Kept).index(kept)
         return DumpConfig.from_dict(values)
+
+
+def given(options: Any) -> list[str]:
+    """Return the options of a group that were given, as they are typed."""
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    return [f"--{n.replace('_', '-')}" for n, v in values.items() if v not in (None, False, [])]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from hf_dumper.core.types import Batch, RunInfo, RunResult, TensorKey
+from hf_dumper.core.verdicts import Comparison
 
 
 class Sink(Protocol):
@@ -103,3 +104,10 @@ class DumpReader(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Close the reader."""
+
+
+class Reporter(Protocol):
+    """Writes a comparison in one format."""
+
+    def write(self, comparison: Comparison, path: Path) -> None:
+        """Write the comparison into a file, over one that is there."""
