@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 8
 
-demo: $(STAMP) ## dump the small packaged model and look into the dump
+demo: $(STAMP) ## a golden dump of the packaged model, a good port of it, and a broken one
 	$(BIN)/hf-dumper demo
 
 test: $(STAMP) ## run every test that needs no network and no accelerator

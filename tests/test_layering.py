@@ -24,6 +24,7 @@ RANKS = {
     "engines": 4,
     "report": 4,
     "session": 5,
+    "comparison": 5,
     "model": 6,
     "runner": 6,
     "diagnose": 6,

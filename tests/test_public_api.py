@@ -13,6 +13,7 @@ from hf_dumper import errors
 PUBLIC = [
     "DEMO_MODEL",
     "CaptureError",
+    "Comparison",
     "CompiledModelError",
     "ConfigError",
     "DumpConfig",
@@ -37,6 +38,10 @@ PUBLIC = [
     "SelectionError",
     "TokenNeverReachedWarning",
     "UnsupportedGenerationError",
+    "Verdict",
+    "compare",
+    "judge",
+    "load_comparison",
     "open_dump",
     "register_hook",
     "seeded",
@@ -57,6 +62,9 @@ SIGNATURES = {
     "seeded": "(seed)",
     "open_dump": "(path, *, reader=None)",
     "FollowTokens": "(ids)",
+    "compare": "(golden, candidate, *, floor=None, limits=None, metrics=None)",
+    "judge": "(comparison, *, limits)",
+    "load_comparison": "(folder)",
 }
 
 NOT_IMPORTED = [

@@ -1,6 +1,7 @@
 """The callbacks that follow `generate()`, or lead it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -58,9 +59,15 @@ class FollowTokens(LogitsProcessor):
     A row whose ids are used up repeats its last one, so that no row ends before the others; limit
     the generation to the longest row (`max_new_tokens`). Take a fresh object for each `generate()`.
 
+    Attributes:
+        source: Where the ids come from, JSON-ready; a dumped run keeps it under `followed`.
+
     Raises:
-        CaptureError: from `generate()`, when its rows are not as many as the ids'.
+        CaptureError: from `generate()`, when its rows are not as many as the ids', or when the
+            vocabulary lacks an id.
     """
+
+    source: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, ids: torch.Tensor | Sequence[Sequence[int]]) -> None:
         """Keep the ids as lists."""
@@ -83,9 +90,23 @@ class FollowTokens(LogitsProcessor):
             raise CaptureError(msg)
         token = length - self._prompt_length
         chosen = [row[min(token, len(row) - 1)] for row in self._ids]
+        if max(chosen) >= scores.shape[1]:
+            msg = (
+                f"FollowTokens is to choose id {max(chosen)} of a vocabulary of {scores.shape[1]}."
+            )
+            raise CaptureError(msg)
         index = torch.tensor(chosen, device=scores.device)[:, None]
         forced = torch.full_like(scores, -torch.inf)
         return cast("torch.FloatTensor", forced.scatter(1, index, 0.0))
+
+
+class FollowRun(FollowTokens):
+    """Follows the tokens of a run of another dump, and says so in its own."""
+
+    def __init__(self, ids: torch.Tensor, golden: str, run: int) -> None:
+        """Follow ids [rows, tokens] of run `run` of the dump at `golden`."""
+        super().__init__(ids)
+        self.source = {"golden": golden, "run": run}
 
 
 def _silent(cls: type[Any]) -> Any:

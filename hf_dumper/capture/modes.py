@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from hf_dumper.capture.generation import FollowTokens
 from hf_dumper.capture.guard import GenerateCall
 from hf_dumper.errors import CompiledModelError, UnsupportedGenerationError
 
@@ -34,11 +35,15 @@ _EXPLICIT = (
 
 @dataclass(frozen=True, slots=True)
 class GenerationPlan:
-    """What a `generate()` call will do: its end-of-sequence ids, its bound and its options."""
+    """What a `generate()` call will do: its end-of-sequence ids, its bound and its options.
+
+    `followed` says where the tokens come from when they are given to it, else it is None.
+    """
 
     eos: frozenset[int]
     max_new_tokens: int | None
     options: Mapping[str, Any]
+    followed: Mapping[str, Any] | None = None
 
 
 def plan_generation(call: GenerateCall) -> GenerationPlan:
@@ -61,7 +66,9 @@ def plan_generation(call: GenerateCall) -> GenerationPlan:
     cache = values.get("past_key_values")
     if "Static" in type(cache).__name__:
         _refuse(f"a {type(cache).__name__}", "its positions are not followed yet")
-    return GenerationPlan(_eos(config), config.max_new_tokens, config.to_diff_dict())
+    options, given = config.to_diff_dict(), values.get("logits_processor") or ()
+    followed = next((dict(p.source) for p in given if isinstance(p, FollowTokens)), None)
+    return GenerationPlan(_eos(config), config.max_new_tokens, options, followed)
 
 
 def disable_compilation(call: GenerateCall) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from hf_dumper import __version__
+from hf_dumper.cli.compare import compare, judge
 from hf_dumper.cli.demo import demo
 from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
@@ -12,7 +13,7 @@ from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
 
 app = typer.Typer(
-    help="Dump what happens inside a transformers model, and look into the dump.",
+    help="Dump what happens inside a transformers model, and find where two dumps part.",
     epilog="Begin with `hf-dumper demo`: it needs no download and takes some seconds.",
     no_args_is_help=True,
     add_completion=False,
@@ -20,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, run, inspect, show):
+for command in (demo, run, inspect, show, compare, judge):
     app.command()(guarded(command))
 
 

@@ -1,13 +1,10 @@
 """Options that several commands share, as dataclasses: typer sees one option for each field."""
 
 import json
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from functools import wraps
-from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -15,6 +12,8 @@ from typer import Option
 from hf_dumper.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hf_dumper.config import DumpConfig
 
 _DUMP = "What to dump"
@@ -23,6 +22,9 @@ _GENERATION = "Generation"
 _PROMPTS = "Prompts"
 
 Names = list[str] | None
+
+
+MAX_NEW_TOKENS = 16
 
 
 class Kept(StrEnum):
@@ -51,6 +53,14 @@ class PromptOptions:
     column: Annotated[
         str | None,
         Option(help="Column of FILE.", show_default='"prompt" or "text"', rich_help_panel=_PROMPTS),
+    ] = None
+    follow: Annotated[
+        Path | None,
+        Option(
+            metavar="GOLDEN",
+            help="Take prompts and tokens from this dump, and dump what it holds.",
+            rich_help_panel=_PROMPTS,
+        ),
     ] = None
     chat: Annotated[
         bool,
@@ -85,8 +95,14 @@ class GenerationOptions:
     """How tokens are chosen."""
 
     max_new_tokens: Annotated[
-        int, Option(min=1, help="Tokens to generate at most.", rich_help_panel=_GENERATION)
-    ] = 16
+        int | None,
+        Option(
+            min=1,
+            help="Tokens to generate at most.",
+            show_default=str(MAX_NEW_TOKENS),
+            rich_help_panel=_GENERATION,
+        ),
+    ] = None
     do_sample: Annotated[
         bool, Option("--do-sample", help="Draw tokens at random.", rich_help_panel=_GENERATION)
     ] = False
@@ -100,14 +116,14 @@ class GenerationOptions:
         Raises:
             ConfigError: an option of sampling without sampling, which would do nothing.
         """
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        kwargs = {name: value for name, value in given.items() if value is not None}
-        idle = [n for n in ("temperature", "top_k", "top_p") if n in kwargs and not self.do_sample]
-        if idle:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        kwargs = {f.name: getattr(self, f.name) for f in fields(self)}
+        idle = [n for n in given(self) if n in ("--temperature", "--top-k", "--top-p")]
+        if idle and not self.do_sample:
+            names = ", ".join(idle)
             msg = f"{names}: without --do-sample the likeliest token is taken. Add --do-sample."
             raise ConfigError(msg)
-        return kwargs
+        kwargs["max_new_tokens"] = self.max_new_tokens or MAX_NEW_TOKENS
+        return {name: value for name, value in kwargs.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -217,23 +233,30 @@ class DumpOptions:
     durable: Annotated[bool | None, Option(hidden=True)] = None
     allow_eager: Annotated[bool | None, Option(hidden=True)] = None
 
-    def to_config(self) -> "DumpConfig":
-        """Return the configuration: what the file says, then what the options say.
+    def to_config(self, default: "Mapping[str, Any] | None" = None) -> "DumpConfig":
+        """Return the configuration: the default, then what the file says, then the options.
 
         Raises:
             ConfigError: the file cannot be read, or a value cannot be meant.
         """
         from hf_dumper.config import DumpConfig
 
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        file = given.pop("config")
-        kept = given.pop("statistics")
-        given["hash_weights"] = False if given.pop("no_hash_weights") else None
-        values = _read_json(file) if file is not None else {}
-        values |= {name: value for name, value in given.items() if value not in (None, [])}
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        file = options.pop("config")
+        kept = options.pop("statistics")
+        options["hash_weights"] = False if options.pop("no_hash_weights") else None
+        values = dict(default or {})
+        values |= _read_json(file) if file is not None else {}
+        values |= {name: value for name, value in options.items() if value not in (None, [])}
         if kept is not None:
             values["dump_statistics_mode"] = list(Kept).index(kept)
         return DumpConfig.from_dict(values)
+
+
+def given(options: Any) -> list[str]:
+    """Return the options of a group that were given, as they are typed."""
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    return [f"--{n.replace('_', '-')}" for n, v in values.items() if v not in (None, False, [])]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -249,41 +272,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         msg = f"{path} holds {type(values).__name__}, not an object of DumpConfig's fields."
         raise ConfigError(msg)
     return values
-
-
-def flat(function: Callable[..., int]) -> Callable[..., int]:
-    """Let a command take dataclasses of options; typer is shown one parameter per field."""
-    hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    shown: list[Parameter] = []
-    for parameter in signature(function).parameters.values():
-        cls = groups.get(parameter.name)
-        shown += _parameters(cls) if cls else [parameter.replace(annotation=hints[parameter.name])]
-
-    @wraps(function)
-    def command(**values: Any) -> int:
-        for name, cls in groups.items():
-            values[name] = cls(**{f.name: values.pop(f.name) for f in fields(cls)})
-        return function(**values)
-
-    keyword = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in shown]
-    command.__signature__ = Signature(keyword)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in keyword}
-    del command.__wrapped__  # or typer would look through to the function
-    return command
-
-
-def _parameters(cls: Any) -> list[Parameter]:
-    hints = get_type_hints(cls, include_extras=True)
-    return [
-        Parameter(
-            f.name,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if f.default is MISSING else f.default,
-            annotation=hints[f.name],
-        )
-        for f in fields(cls)
-    ]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -13,23 +13,23 @@ from rich.console import Console
 from rich.text import Text
 
 from hf_dumper.cli.failures import DONE, FAILED
+from hf_dumper.cli.flat import flat
 from hf_dumper.cli.options import (
     DumpOptions,
     GenerationOptions,
     Json,
     ModelOptions,
     PromptOptions,
-    flat,
 )
+from hf_dumper.cli.sources import Source, source_of
 from hf_dumper.cli.terminal import Work, calm, print_json, stdout
-from hf_dumper.errors import ConfigError, DumpWriteError, EmptyDumpError
+from hf_dumper.errors import DumpWriteError, EmptyDumpError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_dumper.config import DumpConfig
     from hf_dumper.diagnose import SelfCheck
-    from hf_dumper.prompts import Prompt
     from hf_dumper.report.terminal import IndexedReader
     from hf_dumper.runner import PromptResult
 
@@ -61,9 +61,8 @@ def run(
     json: Json = False,
 ) -> int:
     """Generate from prompts and dump what happens inside the model."""
-    kwargs = generation.to_kwargs()
-    config = place(dump.to_config())
-    asked = _prompts(prompts)
+    source = source_of(prompts, generation)
+    config = place(dump.to_config(source.selection()))
     from hf_dumper.cli.models import load_model
 
     loaded, tokenizer = load_model(model, loading)
@@ -71,12 +70,11 @@ def run(
     with calm():
         check = None
         if self_check:
-            check = _check(loaded, tokenizer, asked[0], config, kwargs | {"chat": prompts.chat})
+            check = _check(loaded, tokenizer, source, config)
             _tell_check(console, check)
-        results = dump_all(
-            loaded, tokenizer, asked, config, console, check=check, chat=prompts.chat, **kwargs
-        )
-    return finish(config, results, check, console, as_json=json)
+        results = dump_all(loaded, tokenizer, source, config, console, check=check)
+    whole = finish(config, results, check, console, as_json=json)
+    return DONE if whole and len(results) == source.asked else FAILED
 
 
 def place(config: "DumpConfig") -> "DumpConfig":
@@ -101,31 +99,29 @@ def place(config: "DumpConfig") -> "DumpConfig":
 def dump_all(
     model: "PreTrainedModel",
     tokenizer: Any,
-    prompts: "list[Prompt]",
+    source: Source,
     config: "DumpConfig",
     console: Console,
     *,
     check: "SelfCheck | None" = None,
-    **options: Any,
 ) -> "list[PromptResult]":
     """Dump every prompt and print each answer as it comes.
 
     An error gets a note that says what is on disk already.
     """
     from hf_dumper.model import register_hook
-    from hf_dumper.runner import each_prompt
 
     results: list[PromptResult] = []
-    most = options["max_new_tokens"]
+    tokens = source.tokens
     with _told(config, results), register_hook(model, config, tokenizer=tokenizer) as session:
         if check is not None:
             session.note("self_check", check.to_dict())
         with Work(f"Dumping to {config.dump_path}") as work:
 
-            def on_token(index: int, tokens: int) -> None:
-                work.update(index * most + tokens, len(prompts) * most)
+            def on_token(index: int, done: int) -> None:
+                work.update(sum(tokens[:index]) + done, sum(tokens))
 
-            for result in each_prompt(model, tokenizer, prompts, on_progress=on_token, **options):
+            for result in source.each(model, tokenizer, on_token):
                 results.append(result)
                 with work.aside():
                     console.print(_answer(result))
@@ -139,8 +135,8 @@ def finish(
     console: Console,
     *,
     as_json: bool,
-) -> int:
-    """Print what is in the dump and how to open it; return the exit status."""
+) -> bool:
+    """Print what is in the dump and how to open it; return whether all of it is there."""
     from hf_dumper.cli.inspect import open_indexed
     from hf_dumper.report.terminal import summary
 
@@ -153,39 +149,19 @@ def finish(
             console.print()
             _tell_dump(console, reader, runs)
     whole = len(runs) == len(results) and all(run["complete"] for run in runs)
-    return DONE if whole and (check is None or check.identical) else FAILED
-
-
-def _prompts(options: PromptOptions) -> "list[Prompt]":
-    from hf_dumper.prompts.files import load_prompts
-    from hf_dumper.prompts.prompt import Prompt
-
-    if options.column and options.prompts is None:
-        msg = "--column is about --prompts FILE, which is not given."
-        raise ConfigError(msg)
-    if options.prompt and options.prompts is None:
-        return [Prompt(str(i), text=text) for i, text in enumerate(options.prompt)]
-    if options.prompt or options.prompts is None:
-        msg = "Give either --prompt TEXT, once or several times, or --prompts FILE."
-        raise ConfigError(msg)
-    path = options.prompts.expanduser()
-    with Work(f"Reading {path}"):
-        return load_prompts(path, column=options.column, chat=options.chat)
+    return whole and (check is None or check.identical)
 
 
 def _check(
     model: "PreTrainedModel",
     tokenizer: Any,
-    prompt: "Prompt",
+    source: Source,
     config: "DumpConfig",
-    options: dict[str, Any],
 ) -> "SelfCheck":
     from hf_dumper.diagnose import self_check
-    from hf_dumper.prompts import encode
 
-    chat = options.pop("chat")
     with Work("Self-check"):
-        inputs = encode(tokenizer, prompt, chat)
+        inputs, options = source.first(tokenizer)
         moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         return self_check(model, moved, config, **options)
 

@@ -1,7 +1,6 @@
 """What the commands say, and how: answers on stdout, progress and warnings on stderr."""
 
 import json
-import math
 import sys
 import threading
 import warnings
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from hf_dumper.cli.failures import one_line
 from hf_dumper.errors import DumpWarning
+from hf_dumper.report.numbers import strict
 
 SOON = 1.0
 """Seconds that work may take before it shows its progress."""
@@ -26,17 +26,7 @@ def stdout() -> Console:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; numbers that JSON lacks become the words "nan", "inf" and "-inf"."""
-    print(json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value
+    print(json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
 class Work:

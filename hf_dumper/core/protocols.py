@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from hf_dumper.core.types import Batch, RunInfo, RunResult, TensorKey
+from hf_dumper.core.verdicts import Comparison
 
 
 class Sink(Protocol):
@@ -66,6 +67,9 @@ class DumpReader(Protocol):
     ) -> torch.Tensor:
         """Return one tensor; "" and "root" both name the outermost module."""
 
+    def load_key(self, key: TensorKey) -> torch.Tensor:
+        """Return the one tensor of a key, also of another rank or inside a function."""
+
     def run_info(self, run: int | None = None) -> Mapping[str, Any]:
         """Return what went into a run, under which regime, and what came out."""
 
@@ -100,3 +104,10 @@ class DumpReader(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Close the reader."""
+
+
+class Reporter(Protocol):
+    """Writes a comparison in one format."""
+
+    def write(self, comparison: Comparison, path: Path) -> None:
+        """Write the comparison into a file, over one that is there."""

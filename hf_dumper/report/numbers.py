@@ -1,8 +1,8 @@
 """Numbers, sizes, shapes and types as people read them; what is not known is "-"."""
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 NOTHING: Final = "-"
 _UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
@@ -55,3 +55,14 @@ def dtype(name: str | None) -> str:
 def plural(n: int, noun: str) -> str:
     """Return "1 run", "2 runs"; thousands are separated."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def strict(value: Any) -> Any:
+    """Return a value as JSON knows it: numbers that it lacks become "nan", "inf" and "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return value

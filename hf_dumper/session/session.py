@@ -207,7 +207,10 @@ class DumpSession(HookOwner):
         disable_compilation(call)
         call.add("logits_processor", self._processor)
         call.add("stopping_criteria", self._criteria)
-        facts: dict[str, Any] = {"generation_config": dict(plan.options)}
+        facts: dict[str, Any] = {
+            "generation_config": dict(plan.options),
+            "followed": plan.followed,
+        }
         expected = self._expected(plan.max_new_tokens)
         if not self._begin_run("generate", prompt_facts(call.values, self._tokenizer), expected):
             with self.pause():

@@ -7,62 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-import hf_dumper
-from hf_dumper.cli import main
 from hf_dumper.cli.failures import DONE, FAILED, IMPOSSIBLE, hub_reason
-from hf_dumper.store import NativeReader, open_dump
-
-TEMPLATE = (
-    "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('bad words') }}"
-    "{% endif %}<{{ m.content }}>{% endfor %}"
-)
-
-
-def save_model(model, folder):
-    """Save a model with a tokenizer whose ids are the codes of characters."""
-    inner = Tokenizer(models.WordLevel({chr(i): i for i in range(128)}, unk_token="?"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    inner.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=TEMPLATE)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def opened(path) -> NativeReader:
-    reader = open_dump(path)
-    assert isinstance(reader, NativeReader)
-    return reader
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, tiny_llama):
-    """Return the working directory of the test, with a model in the folder `tiny`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("PYTHONPATH", str(Path(hf_dumper.__file__).parents[1]))
-    save_model(tiny_llama(), tmp_path / "tiny")
-    return tmp_path
-
-
-@pytest.fixture
-def cli(capfd):
-    """Return a function that runs a command: (exit status, stdout, stderr)."""
-
-    def call(*args):
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        return ended.value.code, *capfd.readouterr()
-
-    return call
+from tests.commands import opened, run_tiny, save_model
 
 
 @pytest.fixture
@@ -74,10 +26,6 @@ def dump(place, cli):
     return place / "d"
 
 
-def run_tiny(*more):
-    return "run", "tiny", "--prompt", "one", "--max-new-tokens", 2, "--dump", "d", *more
-
-
 # --- help -----------------------------------------------------------------------------------------
 
 
@@ -87,7 +35,7 @@ def test_help_imports_nothing_heavy():
         "import sys\nfrom hf_dumper.cli import main\ntry:\n    main([*sys.argv[1:], '--help'])\n"
         f"finally:\n    print(sorted(sys.modules.keys() & {heavy}), file=sys.stderr)"
     )
-    for command in ([], ["run"], ["inspect"], ["show"], ["demo"]):
+    for command in ([], *([c] for c in ("run", "inspect", "show", "demo", "compare", "judge"))):
         done = subprocess.run(
             [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
         )
@@ -578,28 +526,39 @@ def test_a_pipe_is_quiet_and_a_terminal_shows_progress(place):
 
 @pytest.fixture
 def small_demo(place, monkeypatch):
-    """Let the demonstration take the test's model and two prompts of its own."""
-    (place / "p.jsonl").write_text('{"id": "a", "prompt": "one"}\n{"id": "b", "prompt": "two"}\n')
-    monkeypatch.setattr("hf_dumper.model.DEMO_MODEL", str(place / "tiny"))
+    """Let the demonstration be short: two prompts of its own and few tokens."""
+    prompts = "If you modify the Program, you must", "You may copy"
+    rows = (json.dumps({"id": str(i), "prompt": text}) for i, text in enumerate(prompts))
+    (place / "p.jsonl").write_text("\n".join(rows))
     monkeypatch.setattr("hf_dumper.cli.demo.PROMPTS", place / "p.jsonl")
+    monkeypatch.setattr("hf_dumper.cli.demo.TOKENS", 4)
 
 
-def test_the_demo_shows_answers_the_tree_and_how_to_go_on(small_demo, place, cli):
+def test_the_demo_tells_its_story(small_demo, place, cli):
     status, out, err = cli("demo", "--dump", "d")
     assert (status, err) == (DONE, "")
-    for part in ("run 0  one → ", "run 1  two → ", "on disk", "layers.0  LlamaDecoderLayer"):
-        assert part in out
-    with opened(place / "d") as reader:
-        options = reader.manifest["identity"]["dump_config"]
-        assert (options["token_range"], options["dump_statistics_mode"]) == ("all", 2)
-        assert reader.manifest["identity"]["dtype"] == "torch.float32"
+    golden, port, broken = (out.index(f"\n{i}. " if i > 1 else "1. ") for i in (1, 2, 3))
+    assert "run 1  You may copy → " in out[golden:port]
+    assert "model.layers.1.self_attn  LlamaAttention" in out[golden:port]
+    assert "\nPASS  " in out[port:broken]
+    assert "\nFAIL  first at model.layers.1.self_attn output.0" in out[broken:]
 
 
-def test_the_commands_and_the_python_that_the_demo_names_work(small_demo, cli):
+def test_the_demo_leaves_three_dumps(small_demo, place, cli):
+    assert cli("demo", "--dump", "d")[0] == DONE
+    dtypes = [
+        opened(place / "d" / name).manifest["identity"]["dtype"]
+        for name in ("golden", "bfloat16", "broken")
+    ]
+    assert dtypes == ["torch.float32", "torch.bfloat16", "torch.float32"]
+
+
+def test_the_commands_and_the_python_that_the_demo_names_work(small_demo, place, cli):
     _, out, _ = cli("demo", "--dump", "d")
     lines = [line.strip() for line in out.splitlines()]
-    shell = [line for line in lines if line.startswith("hf-dumper ") and "MODEL" not in line]
-    assert [cli(*line.split()[1:])[0] for line in shell] == [DONE] * len(shell)
+    shell = lines[: lines.index("or in Python:")]
+    shell = [line.split()[1:] for line in shell if line.startswith("hf-dumper ")]
+    assert [cli(*line)[0] for line in shell] == [DONE, DONE, FAILED]
     python = lines[lines.index("or in Python:") + 1 : lines.index("or with a model of your own:")]
     values: dict[str, Any] = {}
     exec("\n".join(python), values)

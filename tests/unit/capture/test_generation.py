@@ -110,3 +110,8 @@ def test_following_keeps_its_own_copy_of_the_ids():
     follower = FollowTokens(given)
     given[0][0] = 7
     assert follow(follower, 5, 1) == [[1, 3]]
+
+
+def test_an_id_that_the_vocabulary_lacks_is_an_error():
+    with pytest.raises(CaptureError, match="is to choose id 8 of a vocabulary of 8"):
+        FollowTokens([[5], [8]])(ids(2, 3), torch.randn(2, 8))

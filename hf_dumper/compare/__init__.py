@@ -1,0 +1,1 @@
+"""Two readers in, one comparison out: alignment, metrics, verdicts and the first divergence."""

@@ -1,0 +1,57 @@
+"""The text of token ids, by the tokenizer that a dump keeps."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from hf_dumper.core.verdicts import Comparison
+
+logger = logging.getLogger(__name__)
+
+_SIDES = ("golden", "candidate")
+
+
+def with_texts(comparison: Comparison) -> Comparison:
+    """Return the comparison with the text of every token of which only the id is known.
+
+    Without a tokenizer beside one of the dumps, the golden's first, nothing is changed.
+    """
+    tokens = comparison.tokens
+    folders = (Path(path) / "tokenizer" for path in (comparison.golden, comparison.candidate))
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None or not tokens.num_rows:
+        return comparison
+    ids = {side: tokens.column(f"{side}_id").to_pylist() for side in _SIDES}
+    texts = _texts(folder, {n for side in _SIDES for n in ids[side] if n is not None})
+    for side in _SIDES:
+        known = tokens.column(f"{side}_text").to_pylist()
+        pairs = zip(known, ids[side], strict=True)
+        filled = [texts.get(n) if text is None else text for text, n in pairs]
+        place = tokens.column_names.index(f"{side}_text")
+        tokens = tokens.set_column(place, f"{side}_text", pa.array(filled, pa.utf8()))
+    return replace(comparison, tokens=tokens)
+
+
+def _texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
+    try:
+        decode = _decoder(folder)
+        return {n: decode([n]) for n in ids}
+    except Exception:
+        logger.exception("The tokenizer in %s cannot be used; tokens have no text", folder)
+        return {}
+
+
+def _decoder(folder: Path) -> Callable[[list[int]], str]:
+    """Return what makes text of ids; the file of a fast tokenizer needs no transformers."""
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda ids: str(fast.decode(ids, skip_special_tokens=False))
+    from transformers import AutoTokenizer
+
+    slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return lambda ids: str(slow.decode(ids))
