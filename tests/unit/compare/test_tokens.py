@@ -40,9 +40,13 @@ def test_the_word_for_a_token(token, expected):
 
 class TestTogether:
     def test_the_mean_divergence_has_a_limit(self):
-        verdict, rule, *_ = judge_logits(tokens(row(kl=1e-3), row(kl=1e-3)), BF16, LIMITS)
+        many = tokens(*(row(kl=1e-3) for _ in range(200)))
+        verdict, rule, *_ = judge_logits(many, BF16, LIMITS)
         assert verdict == Verdict.FAIL
         assert rule == "mean KL 0.001 > 0.0003 (bfloat16)"
+
+    def test_the_mean_over_few_tokens_has_a_wider_one(self):
+        assert judge_logits(tokens(row(kl=1e-3)), BF16, LIMITS)[0] == Verdict.PASS
 
     def test_a_tie_is_no_disagreement(self):
         table = tokens(row(**OTHER, verdict="tie"), row())
