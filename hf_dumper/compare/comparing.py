@@ -115,7 +115,7 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
     """Return the verdict of the whole: the first of these that holds. Nothing passes by absence."""
     counts = Counter(comparison.results.column("verdict").to_pylist())
     chosen = Counter(comparison.tokens.column("verdict").to_pylist())
-    judged = _judged_pairs(comparison.results)
+    judged = _judged_pairs(comparison.results) or _judged_logits(comparison.tokens)
     divergence = comparison.divergence
     if comparison.inputs or (divergence is not None and divergence.kind == "inputs"):
         return Verdict.INPUTS
@@ -146,6 +146,11 @@ def _judged_pairs(results: pa.Table) -> int:
         verdict != Verdict.NOT_COMPUTABLE and slot != "token_ids"
         for verdict, slot in zip(*columns, strict=True)
     )
+
+
+def _judged_logits(tokens: pa.Table) -> int:
+    """Count the tokens whose logits were compared, under whatever names the sides hold them."""
+    return len(tokens) - int(tokens.column("kl").null_count)
 
 
 def _tokens(golden: Side, candidate: Side, matches: Sequence[Match]) -> Iterator[dict[str, Any]]:

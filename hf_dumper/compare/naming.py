@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from hf_dumper.compare.pairs import Pair, Piece
+from hf_dumper.compare.evidence import explain
+from hf_dumper.compare.pairs import Pair, Piece, segments
 from hf_dumper.compare.records import Layout, Rec, Side
 from hf_dumper.compare.views import shape_of
 from hf_dumper.core.axes import POS, ROW, ROW_POS
@@ -12,6 +13,9 @@ from hf_dumper.core.verdicts import Divergence, Verdict
 def describe(divergence: Divergence, pair: Pair, golden: Side, candidate: Side) -> Divergence:
     """Return a divergence with evidence from the tensors of its pair, and a snippet."""
     found: tuple[str, ...] = ()
+    if pair.pieces and pair.has_values:
+        rows = [piece.row for piece in pair.pieces]
+        found = explain(segments(pair, golden, candidate), by_token=pair.by_token, rows=rows)
     if pair.problem is not None and pair.problem.verdict == Verdict.SHAPE:
         found = (f"shape {pair.problem.reason}",)
     return replace(
