@@ -1,13 +1,10 @@
 """Options that several commands share, as dataclasses: typer sees one option for each field."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from functools import wraps
-from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -15,6 +12,8 @@ from typer import Option
 from hf_dumper.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hf_dumper.config import DumpConfig
 
 _DUMP = "What to dump"
@@ -273,41 +272,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         msg = f"{path} holds {type(values).__name__}, not an object of DumpConfig's fields."
         raise ConfigError(msg)
     return values
-
-
-def flat(function: Callable[..., int]) -> Callable[..., int]:
-    """Let a command take dataclasses of options; typer is shown one parameter per field."""
-    hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    shown: list[Parameter] = []
-    for parameter in signature(function).parameters.values():
-        cls = groups.get(parameter.name)
-        shown += _parameters(cls) if cls else [parameter.replace(annotation=hints[parameter.name])]
-
-    @wraps(function)
-    def command(**values: Any) -> int:
-        for name, cls in groups.items():
-            values[name] = cls(**{f.name: values.pop(f.name) for f in fields(cls)})
-        return function(**values)
-
-    keyword = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in shown]
-    command.__signature__ = Signature(keyword)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in keyword}
-    del command.__wrapped__  # or typer would look through to the function
-    return command
-
-
-def _parameters(cls: Any) -> list[Parameter]:
-    hints = get_type_hints(cls, include_extras=True)
-    return [
-        Parameter(
-            f.name,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if f.default is MISSING else f.default,
-            annotation=hints[f.name],
-        )
-        for f in fields(cls)
-    ]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

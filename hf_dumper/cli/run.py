@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.text import Text
 
 from hf_dumper.cli.failures import DONE, FAILED
+from hf_dumper.cli.flat import flat
 from hf_dumper.cli.options import (
     DumpOptions,
     GenerationOptions,
     Json,
     ModelOptions,
     PromptOptions,
-    flat,
 )
 from hf_dumper.cli.sources import Source, source_of
 from hf_dumper.cli.terminal import Work, calm, print_json, stdout

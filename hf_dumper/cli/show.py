@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_dumper.cli.failures import DONE
+from hf_dumper.cli.flat import flat
 from hf_dumper.cli.inspect import Run, Token, as_dict, first_run, first_token, open_indexed
-from hf_dumper.cli.options import Dump, Json, flat
+from hf_dumper.cli.options import Dump, Json
 from hf_dumper.cli.terminal import print_json, stdout
 from hf_dumper.errors import KeyNotFoundError
 

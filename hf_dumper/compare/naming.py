@@ -18,6 +18,9 @@ def describe(divergence: Divergence, pair: Pair, golden: Side, candidate: Side) 
         found = explain(segments(pair, golden, candidate), by_token=pair.by_token, rows=rows)
     if pair.problem is not None and pair.problem.verdict == Verdict.SHAPE:
         found = (f"shape {pair.problem.reason}",)
+    elif pair.problem is None and pair.pieces and pair.has_values:
+        rows = [piece.row for piece in pair.pieces]
+        found = explain(segments(pair, golden, candidate), by_token=pair.by_token, rows=rows)
     return replace(
         divergence,
         evidence=(*found, *divergence.evidence),

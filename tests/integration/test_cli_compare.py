@@ -78,6 +78,20 @@ def test_a_fault_is_named(broken, cli):
     assert "functional: " in out
 
 
+def test_the_evidence_is_of_the_values(broken, cli):
+    assert "evidence   Largest difference at row 0" in cli("compare", "g", "c")[1]
+
+
+def test_what_was_done_to_a_tensor_is_named(golden, place, tiny_llama, cli):
+    model = tiny_llama()
+    model.model.layers[1].mlp.down_proj.register_forward_hook(lambda _m, _a, out: -out)
+    with register_hook(model, DumpConfig(place / "c", "all")):
+        model.generate(IDS, attention_mask=IDS > 0, max_new_tokens=2)
+    out = cli("compare", "g", "c")[1]
+    assert out.startswith("FAIL  first at model.layers.1.mlp.down_proj output")
+    assert "All values: negated" in out
+
+
 def test_the_snippet_runs_as_it_is_printed(broken, place, cli):
     out = cli("compare", "g", "c")[1]
     code = out.split("To see it in Python:\n")[1]

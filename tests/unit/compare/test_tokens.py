@@ -58,3 +58,13 @@ class TestTogether:
 
     def test_without_logits_there_is_nothing_to_judge(self):
         assert judge_logits(tokens({"kl": None}), BF16, LIMITS) is None
+
+
+def test_a_narrow_margin_is_a_tie_also_where_the_tokens_are_given():
+    given = row(top1_equal=False, margin_ulp=0.7, verdict="pass")
+    assert judge_logits(tokens(given), BF16, LIMITS)[0] == Verdict.PASS
+
+
+def test_a_wide_margin_is_none():
+    given = row(top1_equal=False, margin_ulp=70.0, verdict="pass")
+    assert judge_logits(tokens(given), BF16, LIMITS)[0] == Verdict.FAIL
