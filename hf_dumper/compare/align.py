@@ -103,8 +103,10 @@ class RunAligner:
         keys = self._keys(record, shape, stretch, partner, other)
         if not _same_channels(shape, other) or (keys is None and shape.keys != other.keys):
             alike = np.array_equal(layout.positions, other_layout.positions)
-            has_positions = bool({POS, ROW_POS} & set(record.axes)) and shape.keys is None
-            return other_shapes(record, partner, known=alike or has_positions)
+            # One column: rows x positions may as well be rows beside anything.
+            is_flat = ROW_POS in record.axes and min(layout.cols, other_layout.cols) > 1
+            is_told = is_flat or (POS in record.axes and shape.keys is None)
+            return other_shapes(record, partner, known=alike or is_told)
         clipped = clip(stretch, shape.offset, other.offset)
         if clipped is None:
             return []

@@ -24,7 +24,7 @@ from hf_dumper.compare.saved import SavableComparison
 from hf_dumper.compare.tokens import DIVERGED, SAMPLED, judge_logits, judge_tokens, token_rows
 from hf_dumper.compare.tokens import as_table as token_table
 from hf_dumper.core.protocols import DumpReader
-from hf_dumper.core.verdicts import UNMATCHED_SCHEMA, Comparison, Finding, Verdict
+from hf_dumper.core.verdicts import GOOD, UNMATCHED_SCHEMA, Comparison, Finding, Verdict
 
 LOGITS: Final = "logits"
 """Subject of the finding that judges all tokens together."""
@@ -115,7 +115,7 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
     """Return the verdict of the whole: the first of these that holds. Nothing passes by absence."""
     counts = Counter(comparison.results.column("verdict").to_pylist())
     chosen = Counter(comparison.tokens.column("verdict").to_pylist())
-    judged = _judged_pairs(comparison.results)
+    judged = _judged_pairs(comparison.results) or _judged_logits(comparison.tokens)
     divergence = comparison.divergence
     if comparison.inputs or (divergence is not None and divergence.kind == "inputs"):
         return Verdict.INPUTS
@@ -148,6 +148,11 @@ def _judged_pairs(results: pa.Table) -> int:
     )
 
 
+def _judged_logits(tokens: pa.Table) -> int:
+    """Count the tokens whose logits were compared, under whatever names the sides hold them."""
+    return len(tokens) - int(tokens.column("kl").null_count)
+
+
 def _tokens(golden: Side, candidate: Side, matches: Sequence[Match]) -> Iterator[dict[str, Any]]:
     """Yield the rows of the tokens; a model of another depth has other logits by nature."""
     if depths(golden.reader.manifest, candidate.reader.manifest) is None:
@@ -163,13 +168,21 @@ def _diverged(tokens: pa.Table) -> bool:
 
 
 def _unjudged(results: pa.Table) -> bool:
-    """Tell whether both sides hold an output that could not be compared."""
-    columns = (results.column(name).to_pylist() for name in ("verdict", "slot", "reason"))
+    """Tell whether both sides hold an output that nothing vouches for.
+
+    Values inside a module may have no order to align by, as those of experts: then the output of
+    the module that holds them speaks for them, where it is good.
+    """
+    names = ("run", "forward", "module", "slot", "verdict", "reason")
+    rows = list(zip(*(results.column(name).to_pylist() for name in names), strict=True))
+    outputs = [row for row in rows if not row[3].startswith("input")]
+    doubtful = {row[:3] for row in outputs if row[4] not in GOOD}
+    sound = {row[:3] for row in outputs} - doubtful
     return any(
         verdict == Verdict.NOT_COMPUTABLE
-        and not slot.startswith("input")
         and SKIPPED_BY not in reason
-        for verdict, slot, reason in zip(*columns, strict=True)
+        and (run, forward, module.rpartition(".")[0]) not in sound
+        for run, forward, module, _, verdict, reason in outputs
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,10 @@ FEW_POSITIONS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """The metrics, and the `rel_l2` of every position."""
+    """The metrics, the totals they come from by name, and the `rel_l2` of every position."""
 
     values: Values
+    totals: Mapping[str, Any]
     tokens: NDArray[np.float64]
 
 
@@ -45,7 +46,7 @@ def derive(sums: Sums, plan: Plan) -> Derived:
     totals = dict(zip(sums.totals.dtype.names or (), sums.totals.item(), strict=True))
     n = totals["compared"]
     if not n:
-        return Derived(values, np.zeros(0))
+        return Derived(values, totals, np.zeros(0))
     values |= _absolute(totals, n, plan.scale)
     values |= _norms(totals)
     values |= _fits(totals, n, plan.scale)
@@ -64,7 +65,7 @@ def derive(sums: Sums, plan: Plan) -> Derived:
         values["token_rel_l2_p99"] = _quantile(tokens, 0.99)
     if sums.channel_d.size:
         values["channel_rel_l2"] = _channel_error(sums, plan)
-    return Derived(values, tokens)
+    return Derived(values, totals, tokens)
 
 
 def _absolute(totals: Mapping[str, float], n: int, scale: float) -> Values:

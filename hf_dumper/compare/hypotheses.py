@@ -35,15 +35,15 @@ class Proof(NamedTuple):
 
 def prove(golden: Floats, candidate: Floats, channels: Channels) -> Proof | None:
     """Return the simplest effect that explains the difference, None if none does."""
-    before = _size(candidate - golden)
-    if not before:
+    before = _sizes(candidate - golden, golden)
+    if not before[0]:
         return None
-    unit = _size(golden) or 1.0
+    unit = np.linalg.norm(golden) or 1.0
     for hypothesis in _HYPOTHESES:
         proven = [
-            Proof(words, before / unit, after / unit)
+            Proof(words, float(before[0] / unit), float(after[0] / unit))
             for words, expected in hypothesis(golden, candidate, channels)
-            if (after := _size(candidate - expected)) * COLLAPSE <= before
+            if ((after := _sizes(candidate - expected, golden)) * COLLAPSE <= before).all()
         ]
         if proven:
             words = " or ".join(proof.words for proof in proven)
@@ -51,8 +51,18 @@ def prove(golden: Floats, candidate: Floats, channels: Channels) -> Proof | None
     return None
 
 
-def _size(values: Floats) -> float:
-    return float(np.sqrt(np.vdot(values, values)))
+def _sizes(difference: Floats, golden: Floats) -> Floats:
+    """Return the norm of a difference, then with massive positions and channels made usual.
+
+    Beside a massive position, a fit per channel would explain nothing but that position's noise.
+    """
+    sizes = [np.linalg.norm(difference)]
+    for axis in (1, 0):
+        golden_sizes = np.linalg.norm(golden, axis=axis)
+        usual = np.median(golden_sizes) or 1.0
+        weights = np.minimum(1, usual / np.maximum(golden_sizes, usual))
+        sizes.append(np.linalg.norm(np.linalg.norm(difference, axis=axis) * weights))
+    return np.array(sizes)
 
 
 def _rounded(golden: Floats, candidate: Floats, _: Channels) -> Iterator[Guess]:
@@ -128,9 +138,9 @@ def _simplest(hypothesis: Hypothesis) -> Hypothesis:
     """Keep the first guess that is right, of a hypothesis with many."""
 
     def first(golden: Floats, candidate: Floats, channels: Channels) -> Iterator[Guess]:
-        before = _size(candidate - golden)
+        before = np.linalg.norm(candidate - golden)
         for words, expected in hypothesis(golden, candidate, channels):
-            if _size(candidate - expected) * COLLAPSE <= before:
+            if np.linalg.norm(candidate - expected) * COLLAPSE <= before:
                 yield words, expected
                 return
 

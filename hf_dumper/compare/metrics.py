@@ -101,9 +101,9 @@ def measure(
         return _nothing(extra or {})
     sums, plan = added_up(whole, by_token)
     found = derive(sums, plan)
-    if sums.totals["compared"]:
-        found.values["sorted_equal"] = float(_is_permuted(sums, whole))
-    return _measurement(found, sums, plan, whole, apply(extra or {}, whole))
+    if found.totals["compared"]:
+        found.values["sorted_equal"] = float(_is_permuted(found.totals, whole))
+    return _measurement(found, by_token, whole, apply(extra or {}, whole))
 
 
 def added_up(segments: Sequence[Segment], by_token: bool) -> tuple[Sums, Plan]:
@@ -197,9 +197,8 @@ def _scale(segments: Sequence[Segment]) -> float:
     return math.ldexp(1.0, min(-math.frexp(largest)[1], 1000))
 
 
-def _is_permuted(sums: Sums, segments: Sequence[Segment]) -> bool:
+def _is_permuted(t: Mapping[str, Any], segments: Sequence[Segment]) -> bool:
     """Tell whether both sides hold the same values in whatever order."""
-    t = sums.totals
     if not t["max_d"]:
         return True
     noise = 1e-9  # far above what the order of a sum changes
@@ -212,12 +211,11 @@ def _is_permuted(sums: Sums, segments: Sequence[Segment]) -> bool:
 
 def _measurement(
     found: Derived,
-    sums: Sums,
-    plan: Plan,
+    by_token: bool,
     segments: Sequence[Segment],
     extra: Mapping[str, float | None],
 ) -> Measurement:
-    totals = dict(zip(sums.totals.dtype.names or (), sums.totals.item(), strict=True))
+    totals = found.totals
     golden, candidate = (
         NonFinite(*(totals[f"{side}_{name}"] for name in SIDE)) for side in ("golden", "candidate")
     )
@@ -228,9 +226,9 @@ def _measurement(
         golden_nonfinite=golden,
         candidate_nonfinite=candidate,
         mask_mismatches=totals["mismatches"],
-        worst=_place(totals, "worst", plan.by_token),
+        worst=_place(totals, "worst", by_token),
         worst_token=_worst_token(found, segments),
-        first_mismatch=_place(totals, "first", plan.by_token),
+        first_mismatch=_place(totals, "first", by_token),
         extra=extra,
     )
 

@@ -50,8 +50,8 @@ def moved(
         if not inside:
             continue
         here, there = _values(golden, inside), _values(candidate, inside)
-        before, size = _size(there - here), _size(here) or 1.0
-        after = _size(there - _values(source, [p + step for p in inside]))
+        before, size = _norm(there - here), _norm(here) or 1.0
+        after = _norm(there - _values(source, [p + step for p in inside]))
         if before and after * COLLAPSE <= before:
             return Proof(words, before / size, after / size)
     return None
@@ -79,5 +79,5 @@ def _values(tensor: torch.Tensor, positions: Sequence[int]) -> Floats:
     return found
 
 
-def _size(values: Floats) -> float:
-    return float(np.sqrt(np.vdot(values, values)))
+def _norm(values: Floats) -> float:
+    return float(np.linalg.norm(values))

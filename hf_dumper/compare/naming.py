@@ -13,6 +13,9 @@ from hf_dumper.core.verdicts import Divergence, Verdict
 def describe(divergence: Divergence, pair: Pair, golden: Side, candidate: Side) -> Divergence:
     """Return a divergence with evidence from the tensors of its pair, and a snippet."""
     found: tuple[str, ...] = ()
+    if pair.pieces and pair.has_values:
+        rows = [piece.row for piece in pair.pieces]
+        found = explain(segments(pair, golden, candidate), by_token=pair.by_token, rows=rows)
     if pair.problem is not None and pair.problem.verdict == Verdict.SHAPE:
         found = (f"shape {pair.problem.reason}",)
     elif pair.problem is None and pair.pieces and pair.has_values:

@@ -51,9 +51,10 @@ def among(noun: str, numbers: NDArray[np.intp], total: int | None = None) -> str
     ranges = [f"{a}" if a == b else f"{a}..{b}" for a, b in _ranges(numbers)]
     of = "" if total is None else f" of {total}"
     shown = ", ".join(ranges[:_SHOWN])
+    many = noun.replace("index", "indice") + "s"
     if len(ranges) > _SHOWN:
-        return f"{numbers.size}{of} {noun}s ({shown}, ...)"
-    return f"{noun}{'s' if numbers.size > 1 else ''} {shown}{of}"
+        return f"{numbers.size}{of} {many} ({shown}, ...)"
+    return f"{many if numbers.size > 1 else noun} {shown}{of}"
 
 
 def _ranges(numbers: NDArray[np.intp]) -> Iterator[tuple[int, int]]:

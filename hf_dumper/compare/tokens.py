@@ -49,7 +49,10 @@ def token_rows(golden: Side, candidate: Side, matches: Sequence[Match]) -> Itera
             elif sources[0].is_padding(position):
                 return
             else:
-                yield row | _compared(sources[0].at(token), sources[1].at(token), ours)
+                found = _compared(sources[0].at(token), sources[1].at(token), ours)
+                if ours != theirs and found.get("verdict") == IDENTICAL:
+                    del found["verdict"]  # equal logits, and still another choice
+                yield row | found
 
 
 def as_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

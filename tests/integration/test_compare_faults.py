@@ -257,3 +257,14 @@ class TestTokens:
         verdicts = [row["verdict"] for row in comparison.tokens.to_pylist() if row["run"] == 0]
         assert verdicts == ["diverged", "truncated", "truncated", "truncated"]
         assert comparison.coverage["golden records truncated"] > 0
+
+    def test_another_draw_is_no_fault_but_no_pass_either(self, tmp_path):
+        def sampled(name, seed):
+            torch.manual_seed(seed)
+            options = {"prompts": ("Everyone",), "do_sample": True, "temperature": 5.0}
+            return make_dump(tmp_path / name, **options)
+
+        comparison = compare(sampled("a", 1), sampled("b", 2))
+        assert comparison.verdict == Verdict.TRUNCATED
+        assert comparison.divergence is None
+        assert "sampled" in comparison.tokens.to_pylist()[0]["reason"]

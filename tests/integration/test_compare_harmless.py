@@ -141,6 +141,12 @@ class TestLessThanTensors:
         statistics = make_dump(tmp_path / "dump", batch=True, config={"dump_statistics_mode": 1})
         assert compare(golden, statistics).verdict == Verdict.NOT_COMPUTABLE
 
+    def test_last_logits_against_a_dump_of_every_module(self, golden, tmp_path):
+        last = make_dump(tmp_path / "dump", config={"dump_last_logits": True})
+        comparison = compare(golden, last)
+        assert comparison.passed
+        assert set(comparison.tokens.column("verdict").to_pylist()) == {"identical"}
+
     def test_last_logits_of_a_batch_against_single_runs(self, tmp_path):
         config = {"dump_last_logits": True}
         single = make_dump(tmp_path / "single", config=config)

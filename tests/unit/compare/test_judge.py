@@ -81,8 +81,13 @@ class TestIntegers:
     WHOLE = dict.fromkeys(("dtype", "candidate_dtype"), "int64")
 
     def test_they_are_equal_or_fail(self):
-        row = result("m", "input.0", 1.0, fraction_outside=0.01, **self.WHOLE)
+        row = result("m", "output", 1.0, fraction_outside=0.01, **self.WHOLE)
         assert verdict(row) == Verdict.FAIL
+
+    def test_what_the_model_is_given_is_equal_after_coarse_numbers_too(self):
+        coarse = result("a", error=0.01, dtype="bfloat16")
+        row = result("root", "input.input_ids", 1.0, fraction_outside=0.01, **self.WHOLE)
+        assert verdict(coarse, row) == Verdict.FAIL
 
     def test_a_module_may_choose_a_few_others_after_coarse_numbers(self):
         coarse = result("a", error=0.01, dtype="bfloat16")
