@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from hf_dumper.compare.cut import depths
+from hf_dumper.compare.asked import NOT_ASKED
+from hf_dumper.compare.cut import depths, is_after_cut
 from hf_dumper.compare.divergence import find_divergence, from_findings
 from hf_dumper.compare.inputs import INCOMPLETE, input_findings, regime_findings
 from hf_dumper.compare.judge import judge_results, levels_of_runs, worst_of
@@ -132,7 +133,7 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
         return Verdict.WARN
     if any(f.subject == INCOMPLETE for f in comparison.regime) or _unjudged(comparison.results):
         return Verdict.NOT_COMPUTABLE
-    if comparison.coverage.get("golden rows unmatched"):
+    if comparison.coverage.get("golden rows unmatched") or _absent(comparison):
         return Verdict.UNMATCHED
     if chosen[Verdict.TRUNCATED] or comparison.coverage.get("positions truncated"):
         return Verdict.TRUNCATED
@@ -183,6 +184,33 @@ def _unjudged(results: pa.Table) -> bool:
         and SKIPPED_BY not in reason
         and (run, forward, module.rpartition(".")[0]) not in sound
         for run, forward, module, _, verdict, reason in outputs
+    )
+
+
+def _absent(comparison: Comparison) -> bool:
+    """Tell whether the candidate lacks outputs of the golden that nothing else speaks for.
+
+    A call of which another output was judged may have one less: another attention implementation
+    returns no weights. What the candidate was not asked for, and layers that a shallower one cannot
+    have, are no loss.
+    """
+    names = ("run", "token", "module", "slot", "verdict")
+    columns = (comparison.results.column(name).to_pylist() for name in names)
+    spoken_for = {
+        (run, token, module)
+        for run, token, module, slot, verdict in zip(*columns, strict=True)
+        if verdict != Verdict.NOT_COMPUTABLE and not slot.startswith("input")
+    }
+    alone = comparison.unmatched
+    columns = (alone.column(name).to_pylist() for name in ("side", *names, "reason"))
+    return any(
+        side == "golden"
+        and verdict == Verdict.UNMATCHED
+        and not slot.startswith("input")
+        and reason != NOT_ASKED
+        and not is_after_cut(reason)
+        and (run, token, module) not in spoken_for
+        for side, run, token, module, slot, verdict, reason in zip(*columns, strict=True)
     )
 
 

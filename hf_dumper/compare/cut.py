@@ -47,6 +47,11 @@ class Cut:
         return made is None or made > end
 
 
+def is_after_cut(reason: str) -> bool:
+    """Tell whether a record is unmatched because it comes after the cut."""
+    return reason.startswith(AFTER_CUT.partition(":")[0])
+
+
 def common_depth(layers: Sequence[int]) -> str:
     """Return a sentence about two depths."""
     return f"one side has {min(layers)} of {max(layers)} layers; the common ones are compared"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from hf_dumper.compare.align import RunAligner
+from hf_dumper.compare.asked import NOT_ASKED, Asked
 from hf_dumper.compare.cut import Cut, depths
 from hf_dumper.compare.pairs import Alone, Pair
 from hf_dumper.compare.records import NameKey, Rec, RunRecords, Side, in_order
@@ -34,6 +35,9 @@ class Pairing:
 
     def pairs(self) -> Iterator[Pair]:
         """Yield every golden record that has a partner."""
+        runs = map(self._candidate.records, self._candidate.runs)
+        modules = frozenset(record.module for records in runs for record in records.records)
+        asked = Asked(self._candidate.reader.manifest, modules)
         for run in self._golden.runs:
             records = self._golden.records(run)
             aligner = self._aligner(run)
@@ -42,6 +46,8 @@ class Pairing:
                 found = aligner.align(record)
                 if cut.comes_after(record):
                     found = Alone("golden", record, Verdict.UNMATCHED, cut.reason)
+                elif _is_unmatched(found) and not asked.covers(record):
+                    found = Alone("golden", record, Verdict.UNMATCHED, NOT_ASKED)
                 self._note(record, found)
                 if isinstance(found, Pair):
                     yield found
@@ -140,6 +146,10 @@ class _Fates:
             return []
         positions: list[int] = layout.positions[row].tolist()
         return [p for p in positions if p >= 0]
+
+
+def _is_unmatched(found: Pair | Alone | None) -> bool:
+    return isinstance(found, Alone) and found.verdict == Verdict.UNMATCHED
 
 
 def _names(record: Rec) -> set[NameKey]:

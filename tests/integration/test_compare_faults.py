@@ -1,5 +1,7 @@
 """A fault is named exactly: the module, the kind, the token; what it spreads to is not."""
 
+import json
+
 import pytest
 import torch
 from transformers.models.llama import modeling_llama
@@ -268,3 +270,22 @@ class TestTokens:
         assert comparison.verdict == Verdict.TRUNCATED
         assert comparison.divergence is None
         assert "sampled" in comparison.tokens.to_pylist()[0]["reason"]
+
+
+class TestAbsence:
+    def test_an_output_that_the_candidate_lacks_is_no_pass(self, golden, tmp_path):
+        # A dump of another tool, say: it does not tell what it was asked to hold.
+        other = make_dump(tmp_path / "dump", config={"layer_name": "model.layers.0*"})
+        manifest = json.loads((other / "manifest.json").read_text())
+        manifest["identity"]["dump_config"] = {}
+        (other / "manifest.json").write_text(json.dumps(manifest))
+        comparison = compare(golden, other)
+        assert comparison.verdict == Verdict.UNMATCHED
+        assert not comparison.passed
+
+    def test_what_the_candidate_was_not_asked_for_is_not_missing(self, golden, tmp_path):
+        fewer = make_dump(tmp_path / "dump", config={"layer_name": "model.layers.0*"})
+        comparison = compare(golden, fewer)
+        assert comparison.passed
+        reasons = set(comparison.unmatched.column("reason").to_pylist())
+        assert "the candidate was not asked for it" in reasons
