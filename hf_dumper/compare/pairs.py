@@ -1,5 +1,6 @@
 """A golden record and what covers it on the candidate's side."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -74,6 +75,11 @@ class Pair:
         ours, theirs = self.golden, self.candidate
         known = ours.hash is not None and ours.hash == theirs.hash
         return self.same and known and (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the golden record, padding included."""
+        return math.prod(self.golden.shape)
 
     @property
     def content(self) -> object:

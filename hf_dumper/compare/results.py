@@ -1,6 +1,5 @@
 """From pairs to the table of results: one row per pair, measured on several cores, in order."""
 
-import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,9 @@ from hf_dumper.core.verdicts import RESULT_SCHEMA, Verdict
 
 _AHEAD: Final = 64
 """Pairs that wait for a core: enough to keep all busy, few enough to hold in memory."""
+_LARGE: Final = 1 << 18
+"""Elements from which on a pair is handed to another core: below, Python itself takes longer than
+the arithmetic, and threads would only wait for each other."""
 _REMEMBERED: Final = 1024
 """Measurements that are remembered for later pairs of the same bytes."""
 _PACKED: Final = 4096
@@ -52,8 +54,12 @@ class Measurer:
         if pair.problem is not None:
             return _problem(pair.problem)
         if self.is_quick(pair):
-            elements = math.prod(pair.golden.shape)
-            return {**_EQUAL, "elements": elements, "verdict": Verdict.IDENTICAL, "rule": HASHES}
+            return {
+                **_EQUAL,
+                "elements": pair.elements,
+                "verdict": Verdict.IDENTICAL,
+                "rule": HASHES,
+            }
         return self._measured(pair) if pair.has_values else self._by_statistics(pair)
 
     def _measured(self, pair: Pair) -> dict[str, Any]:
@@ -123,19 +129,22 @@ class _Begun:
 
     def submit(self, pair: Pair) -> Future[dict[str, Any]]:
         """Return the measurement of a pair, or that of another pair of the same content."""
-        if self._measurer.is_quick(pair):
-            done: Future[dict[str, Any]] = Future()
-            done.set_result(self._measurer(pair))
-            return done
-        content = pair.content
-        if content is None:
-            return self._pool.submit(self._measurer, pair)
-        future = self._known.get(content)
+        content = None if self._measurer.is_quick(pair) else pair.content
+        future = None if content is None else self._known.get(content)
         if future is None:
-            future = self._known[content] = self._pool.submit(self._measurer, pair)
+            future = self._begin(pair)
+        if content is not None:
+            self._known[content] = future
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return future
+
+    def _begin(self, pair: Pair) -> Future[dict[str, Any]]:
+        if pair.problem is None and not pair.identical and pair.elements >= _LARGE:
+            return self._pool.submit(self._measurer, pair)
+        done: Future[dict[str, Any]] = Future()
+        done.set_result(self._measurer(pair))
+        return done
 
 
 def as_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -1,6 +1,7 @@
 """Finds records by name in the index of one run, in microseconds."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hf_dumper.core.names import near
-from hf_dumper.core.types import STORED
+from hf_dumper.core.types import STORED, TensorKey
 from hf_dumper.errors import DumpFormatError, KeyNotFoundError
 
 _NAMES: Final = ("module", "slot", "op")
@@ -96,6 +97,30 @@ class Lookup:
             found += f", {part} {value!r}" if value != "" else ""
         rows = rows[np.argsort(self._values["forward"][rows], kind="stable")]
         return [self._row(int(i)) for i in rows]
+
+    def find_key(self, key: TensorKey) -> Row:
+        """Return the row of one key; a table of all keys is made when first asked.
+
+        Raises:
+            KeyNotFoundError: there is none.
+        """
+        name = (key.rank, key.forward, key.module, key.slot, key.call, key.op)
+        row = self._by_key.get(name)
+        if row is not None:
+            return row
+        rest: dict[str, str | int] = key._asdict()
+        del rest["run"], rest["module"], rest["slot"]
+        return self.find(key.module, key.slot, **rest)[0]
+
+    @cached_property
+    def _by_key(self) -> Mapping[tuple[int | str, ...], Row]:
+        names = ("rank", "forward", "module", "slot", "call", "op")
+        keys = zip(*(self._table.column(name).to_pylist() for name in names), strict=True)
+        rows = zip(*(self._table.column(name).to_pylist() for name in Row._fields), strict=True)
+        found: dict[tuple[int | str, ...], Row] = {}
+        for key, row in zip(keys, rows, strict=True):
+            found.setdefault(key, Row._make(row))
+        return found
 
     def _row(self, i: int) -> Row:
         column = self._table.column

@@ -142,15 +142,8 @@ class NativeReader:
             KeyNotFoundError: there is no such tensor, or its values were not kept.
         """
         reader = self._run(key.run)
-        rows = reader.lookup.find(
-            _module(key.module),
-            key.slot,
-            rank=key.rank,
-            forward=key.forward,
-            call=key.call,
-            op=key.op,
-        )
-        return self._tensor(reader, rows[0], f"{key.module!r} {key.slot!r}")
+        row = reader.lookup.find_key(key._replace(module=_module(key.module)))
+        return self._tensor(reader, row, f"{key.module!r} {key.slot!r}")
 
     def tree(self) -> dict[str, Any]:
         """Return the tree of the model's modules.

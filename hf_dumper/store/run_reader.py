@@ -24,6 +24,7 @@ class RunReader:
         self.run = run
         self._dump = dump
         self._folder = layout.run_folder(dump, run)
+        self._folders: dict[int, Path] = {}
 
     def info(self) -> dict[str, Any]:
         """Return `run.json`, or what is known of a run that has none."""
@@ -41,7 +42,9 @@ class RunReader:
 
     def folder(self, rank: int) -> Path:
         """Return the folder of a process."""
-        return layout.rank_folder(self._dump, self.run, rank)
+        if rank not in self._folders:
+            self._folders[rank] = layout.rank_folder(self._dump, self.run, rank)
+        return self._folders[rank]
 
     def index(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the named columns, or all, of the index."""
