@@ -13,6 +13,12 @@ setup(
             optional=True,
         ),
         Extension(
+            "hf_dumper.core._sums",
+            ["hf_dumper/core/_sums.c"],
+            extra_compile_args=FLAGS,
+            optional=True,
+        ),
+        Extension(
             "hf_dumper.compare._kernels",
             ["hf_dumper/compare/_kernels.c"],
             extra_compile_args=FLAGS,

@@ -21,7 +21,7 @@ import torch
 from workloads import WORKLOADS
 
 from hf_dumper import DumpConfig, register_hook
-from hf_dumper.capture.taps import PURE_PYTHON
+from hf_dumper.core.compiled import PURE_PYTHON
 from hf_dumper.store import BackgroundSink
 
 

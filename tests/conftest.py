@@ -16,7 +16,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_dumper.capture.taps import COMPILED, PURE_PYTHON
+from hf_dumper.capture import taps
+from hf_dumper.core import sums
+from hf_dumper.core.compiled import PURE_PYTHON
 
 SHAPE = {
     "vocab_size": 128,
@@ -57,9 +59,19 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
     return make
 
 
+def _use(kind: str, built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "compiled" and not built:
+        pytest.skip("the compiled part was not built here, or torch has no DLPack table")
+    monkeypatch.setenv(PURE_PYTHON, "" if kind == "compiled" else "1")
+
+
 @pytest.fixture(params=["compiled", "plain"])
 def kind_of_hooks(request, monkeypatch):
     """Run a test with the compiled hooks and with their plain twin."""
-    if request.param == "compiled" and not COMPILED:
-        pytest.skip("the compiled hooks were not built here, or torch has no DLPack table")
-    monkeypatch.setenv(PURE_PYTHON, "" if request.param == "compiled" else "1")
+    _use(request.param, taps.COMPILED, monkeypatch)
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def kind_of_sums(request, monkeypatch):
+    """Run a test with the compiled sums and with their plain twin."""
+    _use(request.param, sums.COMPILED, monkeypatch)

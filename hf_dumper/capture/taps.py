@@ -14,6 +14,7 @@ import torch
 from hf_dumper.capture import hooks
 from hf_dumper.capture.guard import HookOwner
 from hf_dumper.capture.inputs import parameter_names
+from hf_dumper.core.compiled import PURE_PYTHON
 from hf_dumper.core.types import ROOT
 
 try:
@@ -24,9 +25,6 @@ try:
 except (ImportError, AttributeError):  # not built; a torch older than 2.10 has no DLPack table
     _hooks = hooks  # type: ignore[misc]
     COMPILED = False
-
-PURE_PYTHON: Final = "HF_DUMPER_PURE_PYTHON"
-"""Environment variable that, unless empty, keeps the compiled hooks from being used."""
 
 
 _HEAVY_BYTES: Final = 1 << 20

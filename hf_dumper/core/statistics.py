@@ -7,29 +7,19 @@ while the model runs.
 """
 
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-BLOCK = 1 << 16
-"""Elements handled at once: 512 KiB in float64, half of what a second-level cache holds."""
-
+from hf_dumper.core.sums import BLOCK, Sums, sums, widest
 
 _CANCELLED = 1e-3
 """Share of the mean square below which a variance is too small to be had as a difference: the
 rounding errors of float64 would reach its twelfth digit."""
-
-_NOT_NUMPY = frozenset(
-    getattr(torch, name)
-    for name in dir(torch)
-    if name.startswith("float8") or name in ("bfloat16", "bool")
-)
-"""Types that NumPy lacks, or cannot order by `minimum`."""
 
 
 class Statistics(NamedTuple):
@@ -194,7 +184,7 @@ def _describe_pack(values: torch.Tensor, sizes: Sequence[int], table: NDArray[np
     if n.size:
         ends = np.cumsum(n)
         starts = ends - n
-        found = _finish(n, _sums(values, starts))
+        found = _finish(n, sums(values, starts))
         for i in np.flatnonzero(found["count"] == NONE).tolist():
             found[i] = _row(_exact_moments(values[starts[i] : ends[i]]))
         table[present] = found
@@ -202,41 +192,21 @@ def _describe_pack(values: torch.Tensor, sizes: Sequence[int], table: NDArray[np
 
 def _describe_large(values: torch.Tensor, table: NDArray[np.void]) -> None:
     """Describe one tensor block by block, so that memory does not grow with it."""
-    blocks = [_sums(block, np.array([0])) for block in values.split(BLOCK)]
+    blocks = [sums(block, np.array([0])) for block in values.split(BLOCK)]
     lows, highs, totals, squares, zeros = (np.concatenate(c) for c in zip(*blocks, strict=True))
-    sums = lows.min(), highs.max(), totals.sum(), squares.sum(), zeros.sum()
-    table[:] = _finish(np.array([values.numel()]), tuple(np.atleast_1d(s) for s in sums))
+    whole = lows.min(), highs.max(), totals.sum(), squares.sum(), zeros.sum()
+    table[:] = _finish(np.array([values.numel()]), tuple(np.atleast_1d(s) for s in whole))
     if table["count"][0] == NONE:
         table[0] = _row(_exact_moments(values))
 
 
-_Sums: TypeAlias = tuple[NDArray[Any], ...]
-"""Per segment: least, greatest, sum, sum of squares, number of zeros."""
-
-
-def _sums(values: torch.Tensor, starts: NDArray[np.intp]) -> _Sums:
-    """Reduce the segments that begin at `starts`, of at most BLOCK values in all."""
-    numbers = _scratch.widened(values)
-    narrow = numbers if values.dtype in _NOT_NUMPY else values.numpy()  # half the memory to read
-    with np.errstate(invalid="ignore", over="ignore"):
-        lows, highs = np.minimum.reduceat(narrow, starts), np.maximum.reduceat(narrow, starts)
-        totals = np.add.reduceat(numbers, starts)
-        equal = narrow == 0
-        zeros = np.add.reduceat(equal, starts, dtype=np.int64) if equal.any() else 0 * starts
-        if numbers.dtype != np.float64:
-            numbers = numbers.astype(np.float64)
-        np.multiply(numbers, numbers, out=numbers)
-        squares = np.add.reduceat(numbers, starts)
-    return lows.astype(np.float64), highs.astype(np.float64), totals, squares, zeros
-
-
-def _finish(n: NDArray[np.intp], sums: _Sums) -> NDArray[np.void]:
+def _finish(n: NDArray[np.intp], found: Sums) -> NDArray[np.void]:
     """Return the statistics that follow from sums over `n` values, NONE where they do not.
 
     A sum of squares is finite only if every value is. And the variance of values far from 0 would
     be lost in the difference of two large numbers.
     """
-    lows, highs, totals, squares, zeros = sums
+    lows, highs, totals, squares, zeros = found
     table = np.zeros(len(n), TABLE)
     with np.errstate(invalid="ignore", over="ignore"):
         means, mean_squares = totals / n, squares / n
@@ -254,33 +224,9 @@ def _exact_moments(values: torch.Tensor) -> _Moments:
     """Describe one tensor with masks, and with its deviations from the mean."""
     moments = _Moments(count=values.numel())
     for block in values.split(BLOCK):
-        moments.add(block.to(_wide(values)).numpy())
+        moments.add(block.to(widest(values)).numpy())
     return moments
 
 
 def _row(moments: _Moments) -> tuple[float, ...]:
     return tuple(math.nan if value is None else value for value in moments.result())
-
-
-class _Scratch(threading.local):
-    """Memory for one block, used again: fresh pages would cost more than the arithmetic on them."""
-
-    def __init__(self) -> None:
-        """Take a block; integers and floats share it."""
-        self._block = np.empty(BLOCK, np.float64)
-
-    def widened(self, values: torch.Tensor) -> NDArray[Any]:
-        """Return a copy of at most BLOCK values in the type they are accumulated in."""
-        whole = _wide(values) is torch.int64
-        block = self._block.view(np.int64) if whole else self._block
-        torch.from_numpy(block[: values.numel()]).copy_(values)
-        return block[: values.numel()]
-
-
-_scratch = _Scratch()
-
-
-def _wide(values: torch.Tensor) -> torch.dtype:
-    """Return the type to accumulate in: exact for integers, but for the largest."""
-    whole = not values.is_floating_point() and values.dtype != torch.uint64
-    return torch.int64 if whole else torch.float64

@@ -10,8 +10,9 @@ from torch import nn
 
 from hf_dumper.capture.hooks import Intake
 from hf_dumper.capture.snapshot import Snapshot
-from hf_dumper.capture.taps import PURE_PYTHON, announce_kernels, new_intake, tap_modules
+from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
 from hf_dumper.core.arena import Arena
+from hf_dumper.core.compiled import PURE_PYTHON
 from hf_dumper.core.types import Phase, Tick
 
 X = torch.arange(4.0)

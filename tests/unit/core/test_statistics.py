@@ -7,7 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hf_dumper.core.statistics import BLOCK, COUNTS, FIELDS, Statistics, describe
+from hf_dumper.core.compiled import PURE_PYTHON
+from hf_dumper.core.statistics import COUNTS, FIELDS, Statistics, describe
+from hf_dumper.core.sums import BLOCK, COMPILED, sums
+
+pytestmark = pytest.mark.usefixtures("kind_of_sums")
 
 INF, NAN = math.inf, math.nan
 ROOT2 = math.sqrt(2)
@@ -234,3 +238,27 @@ def test_an_unaligned_tensor_is_described():
     raw[1:] = torch.tensor([1.0, 2.0]).view(torch.uint8)
     tensor = torch.frombuffer(bytearray(raw.numpy().tobytes()), dtype=torch.float32, offset=1)
     assert describe([tensor])[0].sum == 3.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_compiled_and_plain_sums_agree(dtype, monkeypatch):
+    values = (torch.randn(5000, dtype=torch.float64) * 1000 + 3).to(dtype)
+    values[::7] = 0
+    starts = np.array([0, 1, 17, 18, 40, 4000])
+    found = sums(values, starts)
+    monkeypatch.setenv(PURE_PYTHON, "1")
+    for one, other in zip(found, sums(values, starts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_segments_that_do_not_fit_are_refused():
+    if not COMPILED:
+        pytest.skip("the compiled sums were not built here")
+    from hf_dumper.core import _sums
+
+    values, out = torch.ones(4), np.empty((2, 5))
+    for starts in ([0, 5], [3, 1], [-1, 2]):
+        with pytest.raises(ValueError, match="do not fit"):
+            _sums.sums("float32", values.data_ptr(), 4, np.array(starts), out)
+    with pytest.raises(ValueError, match="do not fit"):
+        _sums.sums("float32", values.data_ptr(), 4, np.array([0]), out)
