@@ -93,21 +93,22 @@ class TokenClock:
         columns = np.arange(past, past + inputs.cols)
         positions = np.broadcast_to(columns, (inputs.rows, inputs.cols)).astype(np.int32)
         if inputs.mask is not None:
-            masked = _masked_positions(inputs.mask, inputs.cols, past)
-            if masked is None or masked.shape != positions.shape:
+            if inputs.mask.shape not in (
+                (inputs.rows, inputs.cols),
+                (inputs.rows, past + inputs.cols),
+            ):
                 return None
-            positions = masked
+            if not inputs.mask.all():
+                positions = _masked_positions(inputs.mask, inputs.cols, past)
         if self._ended is not None and len(self._ended) == inputs.rows:
             positions[columns[None, :] >= self._ended[:, None]] = -1
         return positions
 
 
-def _masked_positions(mask: NDArray[np.int8], cols: int, past: int) -> NDArray[np.int32] | None:
+def _masked_positions(mask: NDArray[np.int8], cols: int, past: int) -> NDArray[np.int32]:
     """Count the unmasked tokens before each of the last `cols` columns; -1 where masked."""
     width = mask.shape[1]
-    if width not in (cols, past + cols):
-        return None
     counted = np.cumsum(mask, axis=1, dtype=np.int32) - 1
     if width == cols:  # a mask of the new columns alone: all that is cached counts as unmasked
         counted += past
-    return np.where(mask, counted, -1)[:, width - cols :].astype(np.int32)
+    return np.asarray(np.where(mask, counted, -1)[:, width - cols :], np.int32)

@@ -175,6 +175,8 @@ class Observer:
         """Return [rows, vocabulary] at the last unmasked column of each row."""
         if logits.ndim != 3:
             return logits
+        if logits.shape[1] == 1:
+            return logits[:, 0]
         tick = self.snapshot.tick
         positions = None if tick is None else tick.positions
         if positions is None or positions.shape != logits.shape[:2]:

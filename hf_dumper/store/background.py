@@ -59,12 +59,13 @@ class BackgroundSink:
         self._queue.put(batch)
 
     def hurry(self) -> None:
-        """Write what is queued now: the moment is good, or somebody waits."""
-        self._go.set()
+        """Write what is queued now: the moment is good. It is none for what comes later."""
+        if self._queue.unfinished_tasks:
+            self._go.set()
 
     def flush(self) -> None:
         """Wait until every batch that was queued is written, or dropped after a failure."""
-        self._go.set()
+        self.hurry()
         self._queue.join()
 
     def commit_run(self, result: RunResult) -> None:

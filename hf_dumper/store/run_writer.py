@@ -63,7 +63,7 @@ class RunWriter:
             self._shards.finish()
         self.close()
         for name, schema in _TABLES.items():
-            table = read_stream(self._folder / f"{name}.partial", schema)
+            table = read_stream(self._folder / f"{name}.partial", schema, trusted=True)
             write_parquet(self._folder / f"{name}.parquet", table)
         for name in _TABLES:
             (self._folder / f"{name}.partial").unlink()
