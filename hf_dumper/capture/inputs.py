@@ -96,7 +96,10 @@ def _past(given: Mapping[str, Any]) -> int | None:
         if cache is None:
             continue
         length = getattr(cache, "get_seq_length", None)
-        return _as_int(length()) if callable(length) else None
+        try:
+            return _as_int(length()) if callable(length) else None
+        except ValueError:  # a cache of states alone says so in this way (transformers 5.23)
+            return None
     return 0
 
 

@@ -14,6 +14,8 @@ from transformers import (
     BertConfig,
     BertModel,
     GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -286,3 +288,19 @@ def test_a_plain_module_is_dumped(tmp_path):
     with open_dump(tmp_path) as reader:
         assert torch.equal(reader.load("root"), want)
         assert recorded_positions(reader, 0) == {}
+
+
+def test_a_state_space_model_has_its_tokens_and_positions(tmp_path):
+    config = MambaConfig(
+        vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=2, intermediate_size=64
+    )
+    model, ids = MambaForCausalLM(config).eval(), torch.arange(1, 6)[None]
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    plain = model.generate(ids, **options)
+    with register_hook(model, DumpConfig(tmp_path / "dump", "all")):
+        assert torch.equal(model.generate(ids, **options), plain)
+    with open_dump(tmp_path / "dump") as dump:
+        assert dump.run_info()["complete"]
+        positions = dump.positions().to_pydict()
+    assert positions["position"] == [0, 1, 2, 3, 4, 5, 6]
+    assert positions["forward"] == [0] * 5 + [1, 2]
