@@ -412,13 +412,18 @@ static int take_tensor(Tap *self, Node *node, const Open *call, PyObject *tensor
     Py_ssize_t nbytes = known->nbytes;
     if (nbytes >= intake->large)
         return 0;
+    PyObject *what = Py_NewRef(known->what); /* making room runs Python, which may forget it */
     if ((intake->size == 0 || intake->used + nbytes > intake->size) &&
-        call_with(intake->make_room, nbytes) < 0)
+        call_with(intake->make_room, nbytes) < 0) {
+        Py_DECREF(what);
         return -1;
+    }
     Py_ssize_t offset = intake->used;
     memcpy((char *)intake->address + offset, (char *)seen.data + seen.byte_offset, nbytes);
     intake->used += nbytes;
-    return note_row(intake, known->what, call, offset) < 0 ? -1 : 1;
+    int noted = note_row(intake, what, call, offset);
+    Py_DECREF(what);
+    return noted < 0 ? -1 : 1;
 }
 
 static int take(Tap *self, Node *node, const Open *call, PyObject *value, int depth) {

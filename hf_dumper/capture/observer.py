@@ -71,8 +71,6 @@ class Observer:
         self._device = device
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
-        self._intake.recording = False
-        self._intake.stamp = 0
         self._intake.fail = self._fail
         self.snapshot = Snapshot(Arena(), _drop, self._intake, device=device)
 
@@ -96,8 +94,9 @@ class Observer:
         self.inputs = None
         self._logits = None
         self._dump = dump
-        self.snapshot = Snapshot(dump.arena, dump.write, self._intake, device=self._device)
-        self.snapshot.hurry = dump.hurry
+        self.snapshot = Snapshot(
+            dump.arena, dump.write, self._intake, device=self._device, hurry=dump.hurry
+        )
         self.run = run
 
     def start_generation(self, eos: frozenset[int]) -> None:
@@ -149,8 +148,6 @@ class Observer:
         if self._last_logits and self._logits is not None:
             self._guarded(self._take_logits)
             self._guarded(lambda: self._take("scores", scores))
-            # The two are all that is written of this token: let that begin while one is chosen.
-            self._guarded(self.snapshot.push)
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""

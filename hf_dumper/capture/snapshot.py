@@ -53,10 +53,7 @@ class Snapshot:
     Attributes:
         tick: The forward in progress, None between forwards.
         intake: Where hooks leave what they take; its functions are those of this snapshot.
-        hurry: Tells whoever writes the batches that the moment is good.
     """
-
-    hurry: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -65,10 +62,12 @@ class Snapshot:
         intake: Intake | None = None,
         *,
         device: int | None = None,
+        hurry: Callable[[], None] = lambda: None,
     ) -> None:
         """Copy into chunks of `arena`; give every batch to `send`.
 
-        `device` is the index of the one accelerator whose tensors are taken, None means all.
+        `hurry` tells whoever writes them that the moment is good. `device` is the index of the one
+        accelerator whose tensors are taken, None means all.
         """
         self.tick: Tick | None = None
         self._taken = 0
@@ -76,6 +75,7 @@ class Snapshot:
         self._arena = arena
         self._send = send
         self._device = device
+        self._hurry = hurry
         self._chunk: Chunk | None = None
         self._begin = 0
         self._sent = 0
@@ -183,7 +183,7 @@ class Snapshot:
 
     @property
     def counts(self) -> Counter[str]:
-        """Records by status, over the run; those on their way count as stored or skipped."""
+        """Records by status, over the run; aliases that were not written yet count as stored."""
         skipped, aliased = self._unstorable, self._owners.aliased
         stored = self._taken - skipped - aliased
         return Counter({STORED: stored, ALIASED: aliased, SKIPPED: skipped})
@@ -215,7 +215,7 @@ class Snapshot:
         """Send what there is: the model is about to be in a long kernel, without need of Python."""
         if len(self.intake.rows) >= _LEAST:
             self.push()
-        self.hurry()
+        self._hurry()
 
     def end(self) -> None:
         """End the forward in progress, if any: its calls are complete, its last batch leaves."""
@@ -268,7 +268,7 @@ class Snapshot:
         """Make room for so many bytes; what fills the chunk at hand leaves."""
         if self._chunk is not None:
             self._leave(None, self._spend())
-            self.hurry()
+            self._hurry()
         self._chunk = chunk = self._arena.take(nbytes)
         self.intake.address, self.intake.size = chunk.address, chunk.size
 

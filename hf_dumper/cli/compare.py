@@ -53,7 +53,6 @@ def compare(
     top: Top = 3,
 ) -> int:
     """Say whether two dumps agree, and if not, where first, how sure, and why."""
-    from hf_dumper.compare.saved import save
     from hf_dumper.comparison import compare as compare_dumps
 
     _check(report or ())
@@ -61,9 +60,7 @@ def compare(
         found = compare_dumps(
             golden.expanduser(), candidate.expanduser(), limits=limits, metrics=metric
         )
-    if out is not None:
-        save(found, out.expanduser())
-    return _tell(found, report or (), top, as_json=json)
+    return _tell(found, out, report or (), top, as_json=json)
 
 
 def judge(
@@ -77,14 +74,11 @@ def judge(
     top: Top = 3,
 ) -> int:
     """Judge a kept comparison again, under other limits and without the tensors."""
-    from hf_dumper.compare.saved import save
     from hf_dumper.comparison import judge as judge_again
 
     _check(report or ())
     found = judge_again(saved.expanduser(), limits=limits)
-    if out is not None:
-        save(found, out.expanduser())
-    return _tell(found, report or (), top, as_json=json)
+    return _tell(found, out, report or (), top, as_json=json)
 
 
 def show_comparison(found: "Comparison", top: int = 3) -> None:
@@ -110,12 +104,17 @@ def _check(reports: Sequence[Path]) -> None:
         reporter_for(path)
 
 
-def _tell(found: "Comparison", reports: Sequence[Path], top: int, *, as_json: bool) -> int:
-    """Print and write a comparison; return the exit status."""
+def _tell(
+    found: "Comparison", out: Path | None, reports: Sequence[Path], top: int, *, as_json: bool
+) -> int:
+    """Keep, print and write a comparison; return the exit status."""
+    from hf_dumper.compare.saved import save
     from hf_dumper.core.verdicts import Verdict
     from hf_dumper.report.reporters import write_report
     from hf_dumper.report.tables import as_dict
 
+    if out is not None:
+        save(found, out.expanduser())
     if as_json:
         print_json(as_dict(found))
     else:

@@ -322,6 +322,7 @@ class DumpSession(HookOwner):
         if scope is None:
             return
         observer.close_run()
+        self._dump.flush()  # what is an alias is found where batches are written
         snapshot = observer.snapshot
         cause = error or observer.failure
         reason = None if cause is None else f"{type(cause).__name__}: {cause}"

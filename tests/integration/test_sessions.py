@@ -288,3 +288,12 @@ def test_the_prompt_is_kept_however_it_was_passed(model, tmp_path, args):
         model.generate(*args, max_new_tokens=1, **options)
     with open_dump(tmp_path) as reader:
         assert reader.run_info(0)["prompt"]["input_ids"] == IDS.tolist()
+
+
+def test_capture_and_writer_count_the_same(tiny_llama, tmp_path):
+    with register_hook(tiny_llama(), DumpConfig(tmp_path / "dump", "all")) as session:
+        session._model.generate(torch.arange(1, 6)[None], max_new_tokens=3, do_sample=False)
+    with open_dump(tmp_path / "dump") as dump:
+        info = dump.run_info()
+    assert info["records"]["aliased"] > 0
+    assert {status: info["counts"][status] for status in info["records"]} == info["records"]
