@@ -133,7 +133,8 @@ def _overall(comparison: Comparison, logits: Verdict | None) -> Verdict:
         return Verdict.WARN
     if any(f.subject == INCOMPLETE for f in comparison.regime) or _unjudged(comparison.results):
         return Verdict.NOT_COMPUTABLE
-    if comparison.coverage.get("golden rows unmatched") or _absent(comparison):
+    missing = ("golden rows unmatched", "positions missing in outputs")
+    if any(map(comparison.coverage.get, missing)) or _absent(comparison):
         return Verdict.UNMATCHED
     if chosen[Verdict.TRUNCATED] or comparison.coverage.get("positions truncated"):
         return Verdict.TRUNCATED

@@ -77,6 +77,8 @@ class Pairing:
             self.counts["pairs"] += 1
             self.counts["positions truncated"] += found.truncated
             self.counts["positions missing"] += found.missing
+            if not record.slot.startswith("input"):
+                self.counts["positions missing in outputs"] += found.missing
             for partner in (found.candidate, *(piece.candidate for piece in found.pieces)):
                 self._used.setdefault(partner.run, set()).add(partner.number)
                 self._paired |= _names(partner)

@@ -252,3 +252,25 @@ class TestMasks:
         golden.run(PROMPT, [[1]]).forward(0, WHOLE, **{"m__input.mask": (keep, axes, param)})
         candidate.run(PROMPT, [[1]]).forward(0, WHOLE, **{"m__input.mask": (added, axes, param)})
         assert only(golden, candidate)["verdict"] == Verdict.FAIL
+
+
+class TestMissingPositions:
+    """A candidate that was fed the last of three positions only, as after a cached prefix."""
+
+    def compared(self, dumps, slot):
+        golden, candidate = dumps
+        x = ramp(1, 3, 2)
+        name = f"m__{slot}"
+        golden.run(PROMPT, [[1]]).forward(0, WHOLE, **{name: (x, "row,pos,-")})
+        candidate.run(PROMPT, [[1]]).forward(0, [[2]], **{name: (x[:, 2:], "row,pos,-")})
+        return compare(golden.reader(), candidate.reader())
+
+    def test_an_output_that_lacks_some_is_no_pass(self, dumps):
+        comparison = self.compared(dumps, "output")
+        assert comparison.verdict == Verdict.UNMATCHED
+        assert comparison.coverage["positions missing in outputs"] == 2
+
+    def test_an_input_that_lacks_some_is_counted(self, dumps):
+        comparison = self.compared(dumps, "input.0")
+        assert comparison.verdict == Verdict.IDENTICAL
+        assert comparison.coverage["positions missing"] == 2
