@@ -11,7 +11,7 @@ import mmap
 import threading
 from typing import NamedTuple
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 24 << 20
 MAX_BYTES = 256 << 20
 
 
