@@ -19,9 +19,9 @@ class Intake:
         sequence: Next number in the run's one order of entries and completions.
         calls: seq_in and seq_out of every module call of the forward in turn, -1 until it returns.
         rows: Records that were taken and did not leave yet: (description, number of the call,
-            place of the call, offset of the copy or None without one, hash if it is known). Without
-            a copy, the hash is that of bytes seen before in the forward; without either, the record
-            is skipped.
+            place of the call, offset of the copy or None without one, hash if it is known). A
+            record with a hash alone has bytes that were seen before in the forward, or are not
+            wanted; one with neither is skipped.
         batch: Length of `rows` at which they are pushed.
         address, used, size: Memory for copies: where it begins, how full it is, how long.
         large: Bytes from which a tensor is hashed before it is copied.

@@ -4,6 +4,7 @@ The observer knows nothing of files. A session opens a run, the model runs, the 
 the hooks see into batches, and the session closes the run.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -32,8 +33,8 @@ class BatchSink(Protocol):
     def hurry(self) -> None:
         """Deal with what was taken now: the model is in a long kernel."""
 
-    def flush(self) -> None:
-        """Wait until what was taken is safe."""
+    def flush(self, before: int | None = None) -> None:
+        """Wait until what was taken is safe; `before` is the first forward that need not be."""
 
 
 class Observer:
@@ -53,11 +54,12 @@ class Observer:
         inputs: bool = True,
         outputs: bool = True,
         device: int | None = None,
+        values: bool = True,
     ) -> None:
         """Prepare to watch; `attach` sets the hooks.
 
         `inputs` and `outputs` say which are recorded, `device` is the index of the one accelerator
-        whose tensors are, None means all.
+        whose tensors are, None means all. Without `values`, statistics are all that is wanted.
         """
         self.model = model
         self.clock = TokenClock()
@@ -69,6 +71,7 @@ class Observer:
         self._logits: torch.Tensor | None = None
         self._source = (ROOT, type(model).__name__)
         self._device = device
+        self._values = values
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
         self._intake.fail = self._fail
@@ -95,7 +98,12 @@ class Observer:
         self._logits = None
         self._dump = dump
         self.snapshot = Snapshot(
-            dump.arena, dump.write, self._intake, device=self._device, hurry=dump.hurry
+            dump.arena,
+            dump.write,
+            self._intake,
+            device=self._device,
+            hurry=dump.hurry,
+            describe_large=not self._values and _are_cores_taken(),
         )
         self.run = run
 
@@ -136,7 +144,7 @@ class Observer:
 
         By then the forward before it is on disk: a kill loses no more than one that has ended.
         """
-        self._dump.flush()
+        self._dump.flush(before=self.clock.forward)
         if self._last_logits and self.snapshot.tick is not None and self.failure is None:
             self._logits = _logits(output)
             if not self.clock.generating:
@@ -197,6 +205,13 @@ class Observer:
     def _fail(self, error: Exception) -> None:
         self.failure = self.failure or error
         self._intake.recording = False
+
+
+def _are_cores_taken() -> bool:
+    """Tell whether torch computes on every core, so that what a thread of ours does delays it."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return torch.get_num_threads() >= cores
 
 
 def _logits(output: Any) -> torch.Tensor | None:

@@ -1,13 +1,19 @@
 """Who owns which bytes: of equal tensors of a forward only the first keeps its copy."""
 
 import ctypes
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from hf_dumper.core.arena import Chunk
 from hf_dumper.core.types import Description, Records
+
+Statistics: TypeAlias = Mapping[int, NDArray[np.void]]
+_NONE: Final[Statistics] = MappingProxyType({})
 
 Key: TypeAlias = tuple[int, tuple[int, ...], str]
 
@@ -33,32 +39,37 @@ class Owners:
         self._first: dict[Key, int] = {}
 
     def resolve(
-        self, rows: Sequence[tuple[object, ...]], chunk: Chunk | None, begin: int, sent: int
+        self,
+        rows: Sequence[tuple[object, ...]],
+        chunk: Chunk | None,
+        begin: int,
+        sent: int,
+        described: Statistics = _NONE,
     ) -> Records:
         """Hash the bytes of new records, make aliases of equal ones, and close the gaps they leave.
 
         `rows` are those of an `Intake`. The copies lie in `chunk` from `begin` on, in order. `sent`
-        is the number of the forward's records before these; 0 begins a forward.
+        is the number of the forward's records before these; 0 begins a forward. `described` goes
+        into the result as it is.
         """
         if not sent:
             self._first.clear()
         if not rows:
             return Records()
         what, call, call_index, offsets, hashes = zip(*rows, strict=True)
-        if chunk is None:
-            nothing = (None,) * len(rows)
-            return Records(what, call, call_index, nothing, nothing, nothing)
-        view = memoryview(chunk.memory)
+        view = memoryview(b"" if chunk is None else chunk.memory)
         digests = [
             known
-            if known is not None or offset is None
+            if offset is None or known is not None
             else xxh3_64_intdigest(view[offset : offset + w.nbytes])
             for w, offset, known in zip(what, offsets, hashes, strict=True)
         ]
         owners = self._find(what, digests, sent)
         self.aliased += len(owners) - owners.count(None)
-        places = _close_gaps(what, offsets, owners, chunk, begin)
-        return Records(what, call, call_index, digests, places, owners, chunk)
+        places: Sequence[int | None] = offsets
+        if chunk is not None:
+            places = _close_gaps(what, offsets, owners, chunk, begin)
+        return Records(what, call, call_index, digests, places, owners, chunk, described)
 
     def _find(
         self, what: Sequence[Description], digests: Sequence[int | None], sent: int

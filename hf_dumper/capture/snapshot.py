@@ -16,7 +16,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from xxhash import xxh3_64_intdigest
@@ -27,7 +27,12 @@ from hf_dumper.capture.storable import PLAIN, STORABLE, is_literal, shape_of, un
 from hf_dumper.core.arena import Arena, Chunk
 from hf_dumper.core.axes import infer_axes
 from hf_dumper.core.slots import is_container, leaves
+from hf_dumper.core.statistics import describe_adjacent
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, Tick
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Source: TypeAlias = tuple[str, str]
 """Name and class name of the module that a tensor was seen at."""
@@ -35,7 +40,7 @@ Source: TypeAlias = tuple[str, str]
 _MOST, _LEAST = 1024, 64
 """Records after which a batch leaves in any case, and at a good moment."""
 
-_LARGE = 1 << 16
+_LARGE = 1 << 20
 """Bytes from which a tensor is hashed where it lies, before the copy that it may make needless."""
 
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
@@ -63,11 +68,14 @@ class Snapshot:
         *,
         device: int | None = None,
         hurry: Callable[[], None] = lambda: None,
+        describe_large: bool = False,
     ) -> None:
         """Copy into chunks of `arena`; give every batch to `send`.
 
         `hurry` tells whoever writes them that the moment is good. `device` is the index of the one
-        accelerator whose tensors are taken, None means all.
+        accelerator whose tensors are taken, None means all. With `describe_large`, the statistics
+        of large tensors are computed in the hook, while their bytes are in the caches, and the
+        bytes are not kept.
         """
         self.tick: Tick | None = None
         self._taken = 0
@@ -82,6 +90,8 @@ class Snapshot:
         self._owners = Owners()
         self._unstorable = 0
         self._large: dict[tuple[object, ...], int] = {}
+        self._describe_large = describe_large
+        self._described_now: dict[int, NDArray[np.void]] = {}
         self._sizes = (0, 0, 0, False)
         self._by_sizes: dict[tuple[object, ...], tuple[int, dict[Any, Description]]] = {}
         self._described: dict[Any, Description] = {}
@@ -236,7 +246,8 @@ class Snapshot:
     def _own(self, tensor: torch.Tensor, what: Description) -> tuple[int | None, int | None]:
         """Return (where the copy is in the chunk, hash where it is known already).
 
-        There is no copy of a large tensor whose bytes were at the same place before.
+        There is no copy of a large tensor whose bytes were at the same place before, or that is
+        described at once.
         """
         nbytes, pointer = what.nbytes, tensor.data_ptr()
         literal = is_literal(tensor)
@@ -247,6 +258,11 @@ class Snapshot:
             if self._large.get(key) == digest:
                 return None, digest
             self._large[key] = digest
+            if self._describe_large and not tensor.is_complex():
+                self._described_now[len(self.intake.rows)] = describe_adjacent(
+                    tensor.detach().view(-1), [tensor.numel()]
+                )
+                return None, digest
         intake = self.intake
         if not intake.size or intake.used + nbytes > intake.size:
             self._make_room(nbytes)
@@ -276,7 +292,8 @@ class Snapshot:
         intake = self.intake
         rows, intake.rows = intake.rows, []
         chunk = spent[0] if spent else self._chunk
-        resolve = partial(self._owners.resolve, rows, chunk, self._begin, self._sent)
+        described, self._described_now = self._described_now, {}
+        resolve = partial(self._owners.resolve, rows, chunk, self._begin, self._sent, described)
         self._taken += len(rows)
         self._begin = intake.used
         self._sent += len(rows)

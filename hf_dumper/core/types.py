@@ -91,7 +91,7 @@ class Record(NamedTuple):
     """One captured tensor: what it is, where in the forward it was seen, and the bytes it owns.
 
     The fields are those of `Records`; `span` are the bytes in row-major order, None when the record
-    was skipped or is an alias.
+    was skipped, is an alias, or was described at once and not kept.
     """
 
     what: Description
@@ -104,9 +104,9 @@ class Record(NamedTuple):
     @property
     def status(self) -> str:
         """Whether the record has bytes of its own, those of another, or none."""
-        if self.span is not None:
-            return STORED
-        return SKIPPED if self.alias_of is None else ALIASED
+        if self.what.reason:
+            return SKIPPED
+        return STORED if self.alias_of is None else ALIASED
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,8 @@ class Records(Sequence[Record]):
             that follow each other in the column follow each other in memory, without gaps.
         alias_of: Index, within the forward's records, of the record that owns the same bytes.
         chunk: Memory of all the bytes, None when no record has any.
+        described: Statistics of records that were described when they were taken, by index; they
+            have no bytes.
     """
 
     what: Sequence[Description] = ()
@@ -132,6 +134,7 @@ class Records(Sequence[Record]):
     offset: Sequence[int | None] = ()
     alias_of: Sequence[int | None] = ()
     chunk: Chunk | None = None
+    described: Mapping[int, NDArray[np.void]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of records."""

@@ -62,9 +62,9 @@ class ModelDump:
         """Write what was taken now: the moment is good."""
         self._sink.hurry()
 
-    def flush(self) -> None:
-        """Wait until every batch taken so far is written."""
-        self._sink.flush()
+    def flush(self, before: int | None = None) -> None:
+        """Wait until every batch taken so far is written; `before` is the first forward left out."""
+        self._sink.flush(before)
 
     def commit_run(self, result: RunResult) -> None:
         """End the run; it is on disk when this returns.

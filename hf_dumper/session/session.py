@@ -25,7 +25,7 @@ from hf_dumper.capture.modes import disable_compilation, plan_generation, refuse
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.seeding import determinism_facts, seeded
 from hf_dumper.capture.targets import select_modules
-from hf_dumper.config import INPUTS, OUTPUTS, DumpConfig
+from hf_dumper.config import INPUTS, OUTPUTS, STATISTICS, DumpConfig
 from hf_dumper.core.selection import parse_tokens
 from hf_dumper.core.types import SKIPPED, RunInfo, RunResult
 from hf_dumper.errors import (
@@ -74,6 +74,7 @@ class DumpSession(HookOwner):
             inputs=config.tensor_part != OUTPUTS,
             outputs=config.tensor_part != INPUTS,
             device=config.device_id,
+            values=config.dump_statistics_mode != STATISTICS,
         )
         self._processor = DumpLogitsProcessor(self._on_scores)
         self._criteria = DumpStoppingCriteria(self._on_token)

@@ -1,6 +1,7 @@
 """A sink that lets the model run on while another one writes."""
 
 import threading
+from collections import deque
 from dataclasses import replace
 from queue import Queue
 from typing import Final
@@ -34,6 +35,8 @@ class BackgroundSink:
         self._queue: Queue[Batch | None] = Queue()
         self._thread: threading.Thread | None = None
         self._go = threading.Event()
+        self._unwritten: deque[int] = deque()
+        self._written = threading.Condition()
         self.failure: BaseException | None = None
         self.dropped = 0
 
@@ -56,17 +59,27 @@ class BackgroundSink:
         if self._thread is None:
             msg = "No run is open."
             raise CaptureError(msg)
+        self._unwritten.append(batch.tick.forward)
         self._queue.put(batch)
 
     def hurry(self) -> None:
         """Write what is queued now: the moment is good. It is none for what comes later."""
-        if self._queue.unfinished_tasks:
+        if self._unwritten:
             self._go.set()
 
-    def flush(self) -> None:
-        """Wait until every batch that was queued is written, or dropped after a failure."""
-        self.hurry()
-        self._queue.join()
+    def flush(self, before: int | None = None) -> None:
+        """Wait until every batch that was queued is written, or dropped after a failure.
+
+        `before` leaves out the batches of that forward and of later ones.
+        """
+
+        def is_written() -> bool:
+            return not self._unwritten or (before is not None and self._unwritten[0] >= before)
+
+        if not is_written():
+            self.hurry()
+            with self._written:
+                self._written.wait_for(is_written)
 
     def commit_run(self, result: RunResult) -> None:
         """Wait for the writer, then end the run.
@@ -114,8 +127,9 @@ class BackgroundSink:
                     self._arena.release(chunk)
                 if queue.empty():
                     self._go.clear()
-                queue.task_done()
-        queue.task_done()
+                with self._written:
+                    self._unwritten.popleft()
+                    self._written.notify_all()
 
     def _reason(self, failure: BaseException) -> str:
         text = str(failure) or type(failure).__name__

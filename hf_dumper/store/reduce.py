@@ -12,12 +12,14 @@ from hf_dumper.store.dtypes import has_statistics, tensor_at, torch_dtype
 
 
 def describe_records(records: Records) -> NDArray[np.void]:
-    """Return the statistics of the records that have bytes of a type with numbers, a TABLE.
+    """Return the statistics of the records of a type with numbers, a TABLE.
 
     Tensors of one type that follow each other are described together, as one vector.
     """
     table = np.zeros(len(records), TABLE)
     table["count"] = NONE
+    for i, row in records.described.items():
+        table[i] = row
     if records.chunk is None:
         return table
     for members, offset, dtype in _stretches(records):

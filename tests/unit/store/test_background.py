@@ -17,6 +17,23 @@ INFO = RunInfo(-1, "generate")
 RESULT = RunResult({}, {})
 
 
+def wait_until_written(sink):
+    with sink._written:
+        assert sink._written.wait_for(lambda: not sink._unwritten, 10)
+
+
+class BlockedSink(MemorySink):
+    """Writes only while its gate is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+
+    def write(self, batch):
+        assert self.gate.wait(10)
+        super().write(batch)
+
+
 class FailingSink(MemorySink):
     """Raises in one method, `times` times."""
 
@@ -193,8 +210,29 @@ def test_a_batch_waits_for_a_good_moment_but_not_for_long(monkeypatch):
     maker.begin(0, 0).add("a", torch.ones(1))
     sink.write(maker.end())
     assert inner.records == []
-    sink._queue.join()  # nobody hurries it
+    wait_until_written(sink)  # nobody hurries it
     assert len(inner.records) == 1
+    sink.commit_run(RESULT)
+
+
+def test_a_flush_can_leave_out_the_forward_in_progress():
+    inner, arena = BlockedSink(), Arena()
+    sink = BackgroundSink(inner, arena)
+    sink.open_run(INFO)
+    maker = BatchMaker(arena)
+    maker.begin(0, 0).add("a", torch.ones(1))
+    sink.write(maker.end())
+    inner.gate.set()
+    sink.flush(before=1)
+    assert len(inner.records) == 1
+    inner.gate.clear()
+    maker.begin(1, 1).add("a", torch.ones(1))
+    sink.write(maker.end())
+    sink.flush(before=1)  # would hang, were it to wait
+    assert len(inner.records) == 1
+    inner.gate.set()
+    sink.flush()
+    assert len(inner.records) == 2
     sink.commit_run(RESULT)
 
 
@@ -208,6 +246,6 @@ def test_a_hurried_batch_is_written_at_once(monkeypatch):
         maker.begin(forward, forward).add("a", torch.ones(1))
         sink.write(maker.end())
         sink.hurry()
-        sink._queue.join()
+        wait_until_written(sink)
     assert len(inner.records) == 3
     sink.commit_run(RESULT)
