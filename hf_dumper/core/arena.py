@@ -9,6 +9,7 @@ the writer when the bound is reached.
 import ctypes
 import mmap
 import threading
+from contextlib import suppress
 from typing import NamedTuple
 
 CHUNK_BYTES = 24 << 20
@@ -31,6 +32,11 @@ class Chunk:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.size = size
 
+    def unmap(self) -> None:
+        """Give the memory back to the system, unless something still looks at it."""
+        with suppress(BufferError):  # then it goes when nobody does any more
+            self.memory.close()
+
 
 class Span(NamedTuple):
     """`nbytes` bytes of a chunk, from `offset`."""
@@ -48,8 +54,8 @@ class Span(NamedTuple):
 class Arena:
     """A pool of chunks between one capturing thread and one releasing thread.
 
-    At most `max_bytes` are in flight, plus one tensor when that tensor alone is larger than a
-    chunk.
+    At most `max_bytes` are mapped, in flight or free to be used again. A tensor that is larger than
+    that is in flight alone.
     """
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES, max_bytes: int = MAX_BYTES) -> None:
@@ -76,6 +82,8 @@ class Arena:
             self._in_flight += size
             if size == self._chunk_bytes and self._free:
                 return self._free.pop()
+            while self._free and self._in_flight + self._free_bytes > self._max_bytes:
+                self._free.pop().unmap()
         return Chunk(size)
 
     def release(self, chunk: Chunk) -> None:
@@ -84,7 +92,13 @@ class Arena:
             self._in_flight -= chunk.size
             if chunk.size == self._chunk_bytes:
                 self._free.append(chunk)
+            else:  # here, and not when the last reference goes: whoever waits maps memory then
+                chunk.unmap()
             self._changed.notify_all()
+
+    @property
+    def _free_bytes(self) -> int:
+        return len(self._free) * self._chunk_bytes
 
     def _has_room(self, size: int) -> bool:
         return self._in_flight == 0 or self._in_flight + size <= self._max_bytes

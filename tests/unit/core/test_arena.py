@@ -96,3 +96,37 @@ def test_the_bound_is_never_less_than_two_chunks():
 def test_memory_is_page_aligned():
     chunk = Arena(PAGE, 2 * PAGE).take(1)
     assert torch.frombuffer(chunk.memory, dtype=torch.uint8).data_ptr() % PAGE == 0
+
+
+def test_an_oversize_chunk_is_unmapped_when_it_is_given_back():
+    arena = Arena(PAGE, 8 * PAGE)
+    big = arena.take(3 * PAGE)
+    arena.release(big)
+    assert big.memory.closed
+
+
+def test_an_oversize_chunk_that_is_looked_at_stays_until_then():
+    arena = Arena(PAGE, 8 * PAGE)
+    big = arena.take(3 * PAGE)
+    view = memoryview(big.memory)
+    arena.release(big)
+    assert bytes(view[:2]) == bytes(2)
+    assert arena.bytes_in_flight == 0
+
+
+def test_free_chunks_make_room_for_a_larger_one_below_the_bound():
+    arena = Arena(PAGE, 4 * PAGE)
+    chunks = [arena.take(1) for _ in range(4)]
+    for chunk in chunks:
+        arena.release(chunk)
+    arena.take(3 * PAGE)
+    assert [chunk.memory.closed for chunk in chunks] == [False, True, True, True]
+
+
+def test_free_chunks_stay_while_the_bound_allows_it():
+    arena = Arena(PAGE, 8 * PAGE)
+    chunks = [arena.take(1) for _ in range(4)]
+    for chunk in chunks:
+        arena.release(chunk)
+    arena.take(3 * PAGE)
+    assert not any(chunk.memory.closed for chunk in chunks)
