@@ -40,7 +40,7 @@ Source: TypeAlias = tuple[str, str]
 _MOST, _LEAST = 1024, 64
 """Records after which a batch leaves in any case, and at a good moment."""
 
-_LARGE = 1 << 20
+_LARGE = 1 << 16
 """Bytes from which a tensor is hashed where it lies, before the copy that it may make needless."""
 
 _memory_at = ctypes.pythonapi.PyMemoryView_FromMemory

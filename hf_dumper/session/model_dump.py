@@ -63,7 +63,7 @@ class ModelDump:
         self._sink.hurry()
 
     def flush(self, before: int | None = None) -> None:
-        """Wait until every batch taken so far is written; `before` is the first forward left out."""
+        """Wait until every batch is written, or every one of the forwards before `before`."""
         self._sink.flush(before)
 
     def commit_run(self, result: RunResult) -> None:

@@ -87,9 +87,9 @@ def late_writer(monkeypatch):
         gate.wait()
         write(sink, batch)
 
-    def open_and_flush(sink):
+    def open_and_flush(sink, before=None):
         gate.set()
-        flush(sink)
+        flush(sink, before)
         gate.clear()
 
     monkeypatch.setattr(DirectorySink, "write", late)
