@@ -72,20 +72,25 @@ def msprobe(model: PreTrainedModel, workload: Workload, mode: str, folder: Path)
     return run
 
 
-def nnsight(model: PreTrainedModel, workload: Workload, mode: str, folder: Path) -> Run:
-    """Keep what every module returns, and is given if the mode says so, in memory."""
+def nnsight(model: PreTrainedModel, workload: Workload, mode: str, _folder: Path) -> Run:
+    """Refer to what every module returns, and is given if the mode says so; nothing is written."""
     from nnsight import NNsight
 
     traced = NNsight(model)
-    count = len(list(model.modules()))
+    called = sum(not isinstance(module, torch.nn.ModuleList) for module in model.modules())
     inputs = "inputs" in mode
+    ids = workload.ids(model)
+
+    def generate(_ids: torch.Tensor) -> torch.Tensor:
+        return workload.generate(model)
 
     def run() -> torch.Tensor:
-        with traced.trace(fn=lambda: workload.generate(model)) as tracer:
+        with traced.trace(ids, fn=generate) as tracer:  # without an input it would not run at all
             kept = tracer.cache(include_inputs=inputs)
             tokens = tracer.result.save()
-        if len(kept) < count:
-            msg = f"The cache holds {len(kept)} of {count} modules."
+        seen = [len(kept[path]) for path in kept.keys()]  # noqa: SIM118  # it is no mapping
+        if seen != [workload.tokens] * called:
+            msg = f"Of {called} modules the cache holds {len(seen)}, at {set(seen)} tokens."
             raise RuntimeError(msg)
         return tokens
 
