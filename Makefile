@@ -5,11 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
 
 demo: $(STAMP) ## a golden dump of the packaged model, a good port of it, and a broken one
 	$(BIN)/hf-dumper demo
@@ -22,11 +22,14 @@ check: $(STAMP) ## lint, format and types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## measure what dumping costs; options in ARGS
+bench: $(STAMP) ## measure what dumping costs, about 13 minutes; options in ARGS
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
+bench-peers: ## measure other tools beside hf_dumper, in an environment of their own
+	$(PYTHON) benchmarks/peers.py $(ARGS)
+
 clean: ## remove the environment, the caches and what builds leave behind
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard hf_dumper/*/*.c)
