@@ -15,7 +15,6 @@ from torch import nn
 
 import hf_dumper
 from hf_dumper import DumpConfig, open_dump, register_hook
-from hf_dumper.capture import observer
 from hf_dumper.core.arena import CHUNK_BYTES
 from hf_dumper.core.types import ALIASED, STORED
 from hf_dumper.store import BackgroundSink, DirectorySink
@@ -45,7 +44,6 @@ def sizes(path):
 def test_a_tensor_is_copied_once_and_a_large_alias_not_at_all(
     tiny_llama, tmp_path, monkeypatch, mode, columns
 ):
-    monkeypatch.setattr(observer, "_are_cores_taken", lambda: False)  # else some are not copied
     arena = SpyArena().use(monkeypatch)
     model = tiny_llama(max_position_embeddings=512)
     dump(model, tmp_path, lambda model: generate(model, 3, columns), **MODES[mode])
