@@ -57,7 +57,7 @@ typedef struct {
     Py_ssize_t stamp, sequence, epoch, batch, large;
     Py_ssize_t address, used, size;
     PyObject *calls, *rows, *not_tensors;
-    PyObject *plain, *describe, *make_room, *push, *take, *fail;
+    PyObject *plain, *describe, *make_room, *push, *take, *take_large, *fail;
 } Intake;
 
 static PyMemberDef intake_members[] = {
@@ -81,6 +81,7 @@ static PyMemberDef intake_members[] = {
     {"make_room", T_OBJECT_EX, offsetof(Intake, make_room), 0, NULL},
     {"push", T_OBJECT_EX, offsetof(Intake, push), 0, NULL},
     {"take", T_OBJECT_EX, offsetof(Intake, take), 0, NULL},
+    {"take_large", T_OBJECT_EX, offsetof(Intake, take_large), 0, NULL},
     {"fail", T_OBJECT_EX, offsetof(Intake, fail), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -94,6 +95,7 @@ static int intake_traverse(Intake *self, visitproc visit, void *arg) {
     Py_VISIT(self->make_room);
     Py_VISIT(self->push);
     Py_VISIT(self->take);
+    Py_VISIT(self->take_large);
     Py_VISIT(self->fail);
     return 0;
 }
@@ -107,6 +109,7 @@ static int intake_clear(Intake *self) {
     Py_CLEAR(self->make_room);
     Py_CLEAR(self->push);
     Py_CLEAR(self->take);
+    Py_CLEAR(self->take_large);
     Py_CLEAR(self->fail);
     return 0;
 }
@@ -389,6 +392,19 @@ static int note_row(Intake *intake, PyObject *what, const Open *call, Py_ssize_t
     return result;
 }
 
+/* Hands a tensor that is plain but large to Python, which may find that no copy is needed. */
+static int take_large(Intake *intake, PyObject *what, const Open *call, PyObject *tensor) {
+    PyObject *number = PyLong_FromSsize_t(call->number), *index = PyLong_FromSsize_t(call->index);
+    PyObject *args[] = {Py_NewRef(what), number, index, tensor}, *result = NULL;
+    if (number != NULL && index != NULL)
+        result = PyObject_Vectorcall(intake->take_large, args, 4, NULL);
+    Py_DECREF(what);
+    Py_XDECREF(number);
+    Py_XDECREF(index);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
 /* Copies a tensor: 1 when done, 0 when it is not the common case, -1 with an exception. */
 static int take_tensor(Tap *self, Node *node, const Open *call, PyObject *tensor) {
     Intake *intake = self->intake;
@@ -411,7 +427,7 @@ static int take_tensor(Tap *self, Node *node, const Open *call, PyObject *tensor
         return PyErr_Occurred() ? -1 : 0;
     Py_ssize_t nbytes = known->nbytes;
     if (nbytes >= intake->large)
-        return 0;
+        return take_large(intake, known->what, call, tensor) < 0 ? -1 : 1;
     PyObject *what = Py_NewRef(known->what); /* making room runs Python, which may forget it */
     if ((intake->size == 0 || intake->used + nbytes > intake->size) &&
         call_with(intake->make_room, nbytes) < 0) {
@@ -524,7 +540,7 @@ static int leave(Tap *self, PyObject *output) {
 static int is_connected(const Intake *intake) {
     return intake->calls && intake->rows && intake->not_tensors && intake->plain &&
            intake->describe && intake->make_room && intake->push && intake->take &&
-           intake->fail;
+           intake->take_large && intake->fail;
 }
 
 /* Whatever we did wrong, the model must go on; what is no Exception is not ours to keep. */

@@ -28,7 +28,8 @@ class Intake:
         epoch: Changes with the sizes of the forward, on which descriptions depend.
         not_tensors: Numbers of plain values met instead of tensors, by class.
         plain: Classes of values that are no tensors and hold none.
-        describe, make_room, push, take: The functions of a Snapshot that do what is not common.
+        describe, make_room, push, take, take_large: The functions of a Snapshot that do what is
+            not common.
         fail: Takes an exception of our own making: it must never reach the model.
     """
 
@@ -53,6 +54,7 @@ class Intake:
         "size",
         "stamp",
         "take",
+        "take_large",
         "used",
     )
 
@@ -76,6 +78,7 @@ class Intake:
     make_room: Callable[[int], None]
     push: Callable[[], None]
     take: Callable[..., None]
+    take_large: Callable[..., None]
     fail: Callable[[Exception], None]
 
     def __init__(self) -> None:

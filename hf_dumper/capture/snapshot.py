@@ -105,7 +105,7 @@ class Snapshot:
         intake.batch, intake.large = _MOST, _LARGE
         intake.check_device = self._device is not None
         intake.describe, intake.make_room = self.describe, self._make_room
-        intake.push, intake.take = self.push, self.take
+        intake.push, intake.take, intake.take_large = self.push, self.take, self.take_literal
 
     def begin(self, tick: Tick) -> None:
         """Start a forward; one that is still open is ended first."""
@@ -164,10 +164,41 @@ class Snapshot:
         what = self.describe(source, slot, param, tensor)
         if what is None:
             self._skip(source, slot, param, call, tensor)
+        elif is_literal(tensor):
+            self.take_literal(what, *call, tensor)
+        else:
+            self._note(what, *call, self._copy_values(tensor, what.nbytes), None)
+
+    def take_literal(
+        self, what: Description, number: int, index: int, tensor: torch.Tensor
+    ) -> None:
+        """Record a borrowed tensor whose values are plain bytes, and that is described already.
+
+        There is no copy of a large one whose bytes were at the same place before, or that is
+        described at once.
+        """
+        nbytes, pointer = what.nbytes, tensor.data_ptr()
+        if nbytes < _LARGE:
+            self._note(what, number, index, self._copy(pointer, nbytes, memmove), None)
             return
-        offset, known = self._own(tensor, what)
+        digest = xxh3_64_intdigest(_memory_at(pointer, nbytes, _READ))
+        key = (pointer, what.shape, what.dtype)
+        is_new = self._large.get(key) != digest
+        self._large[key] = digest
+        offset = None
+        if is_new and self._describe_large and not tensor.is_complex():
+            self._described_now[len(self.intake.rows)] = describe_adjacent(
+                tensor.detach().view(-1), [tensor.numel()]
+            )
+        elif is_new:
+            offset = self._copy(pointer, nbytes, ctypes.memmove)
+        self._note(what, number, index, offset, digest)
+
+    def _note(
+        self, what: Description, number: int, index: int, offset: int | None, digest: int | None
+    ) -> None:
         rows = self.intake.rows
-        rows.append((what, call[0], call[1], offset, known))
+        rows.append((what, number, index, offset, digest))
         if len(rows) >= _MOST:
             self.push()
 
@@ -243,42 +274,28 @@ class Snapshot:
         chunk, self._chunk = self._chunk, None
         return () if chunk is None else (chunk,)
 
-    def _own(self, tensor: torch.Tensor, what: Description) -> tuple[int | None, int | None]:
-        """Return (where the copy is in the chunk, hash where it is known already).
+    def _copy(self, pointer: int, nbytes: int, move: Callable[[int, int, int], Any]) -> int:
+        """Copy bytes into the chunk; return where they are."""
+        offset = self._room_for(nbytes)
+        move(self.intake.address + offset, pointer, nbytes)
+        return offset
 
-        There is no copy of a large tensor whose bytes were at the same place before, or that is
-        described at once.
-        """
-        nbytes, pointer = what.nbytes, tensor.data_ptr()
-        literal = is_literal(tensor)
-        digest = None
-        if literal and nbytes >= _LARGE:
-            digest = xxh3_64_intdigest(_memory_at(pointer, nbytes, _READ))
-            key = (pointer, what.shape, what.dtype)
-            if self._large.get(key) == digest:
-                return None, digest
-            self._large[key] = digest
-            if self._describe_large and not tensor.is_complex():
-                self._described_now[len(self.intake.rows)] = describe_adjacent(
-                    tensor.detach().view(-1), [tensor.numel()]
-                )
-                return None, digest
+    def _copy_values(self, tensor: torch.Tensor, nbytes: int) -> int:
+        """Copy the values of a tensor into the chunk in row-major order; return where they are."""
+        offset = self._room_for(nbytes)
+        if nbytes:
+            memory, count = cast("Chunk", self._chunk).memory, tensor.numel()
+            flat = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=offset)
+            flat.view(tensor.shape).copy_(tensor.detach())
+        return offset
+
+    def _room_for(self, nbytes: int) -> int:
         intake = self.intake
         if not intake.size or intake.used + nbytes > intake.size:
             self._make_room(nbytes)
         offset = intake.used
-        if literal:
-            move = memmove if nbytes < _LARGE else ctypes.memmove
-            move(intake.address + offset, pointer, nbytes)
-        elif nbytes:
-            self._copy_values(tensor, offset)
         intake.used = offset + nbytes
-        return offset, digest
-
-    def _copy_values(self, tensor: torch.Tensor, offset: int) -> None:
-        memory, count = cast("Chunk", self._chunk).memory, tensor.numel()
-        flat = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=offset)
-        flat.view(tensor.shape).copy_(tensor.detach())
+        return offset
 
     def _make_room(self, nbytes: int) -> None:
         """Make room for so many bytes; what fills the chunk at hand leaves."""

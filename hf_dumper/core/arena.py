@@ -15,8 +15,10 @@ from typing import NamedTuple
 CHUNK_BYTES = 24 << 20
 MAX_BYTES = 256 << 20
 
-
-_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
+_PRIVATE: dict[str, int] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)
+"""Python maps anonymous memory shared otherwise: a forked process could write into ours."""
 
 
 class Chunk:
@@ -26,9 +28,7 @@ class Chunk:
 
     def __init__(self, size: int) -> None:
         """Map `size` bytes of anonymous memory; `address` is where they lie in this process."""
-        self.memory = mmap.mmap(-1, size)
-        if _HUGE is not None:  # a fault for every 2 MiB rather than for every 4 KiB
-            self.memory.madvise(_HUGE)
+        self.memory = mmap.mmap(-1, size, **_PRIVATE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.size = size
 
