@@ -19,6 +19,8 @@ def fill_statistics(index: pa.Table, load: Callable[[Row], torch.Tensor]) -> pa.
 
     `load` returns the tensor of a row. Bytes that several rows share are described once.
     """
+    if not index.column("count").null_count:
+        return index
     absent = pc.and_(pc.is_null(index.column("count")), pc.is_valid(index.column("shard")))
     numbers = pc.indices_nonzero(absent).to_numpy()
     if not len(numbers):

@@ -16,11 +16,10 @@ from hf_dumper.errors import DumpFormatError, KeyNotFoundError
 _NAMES: Final = ("module", "slot", "op")
 _NUMBERS: Final = ("rank", "token", "call", "forward")
 
-COLUMNS: Final = (
-    *_NAMES,
-    *_NUMBERS,
-    *("axes", "dtype", "shape", "shard", "offset", "nbytes", "status", "reason"),
-)
+TEXTS: Final = (*_NAMES, "axes", "dtype", "shard", "status", "reason")
+"""The columns with text, which a Lookup needs as dictionaries."""
+
+COLUMNS: Final = (*TEXTS, *_NUMBERS, "shape", "offset", "nbytes")
 """The columns of the index that a Lookup needs."""
 
 
@@ -42,14 +41,20 @@ class Row(NamedTuple):
 class Lookup:
     """The index of one run, arranged to be asked for single records.
 
-    Only the columns that are compared become NumPy arrays; a row becomes Python objects when it is
-    found. Rows are grouped by module, so that a question looks at the rows of one module only.
+    Only the columns that are compared become NumPy arrays, text by its codes in the dictionary that
+    the index has already; a row becomes Python objects when it is found. Rows are grouped by
+    module, so that a question looks at the rows of one module only.
     """
 
     def __init__(self, table: pa.Table, where: str) -> None:
-        """Arrange a table of COLUMNS; `where` names run and dump in messages."""
+        """Arrange a table of COLUMNS; `where` names run and dump in messages.
+
+        Raises:
+            DumpFormatError: a column that is compared has no values, or one value twice.
+        """
         self._table = table.combine_chunks()
         self._where = where
+        self._shown = [self._table.column(name) for name in Row._fields]
         self._values = {name: self._numbers(name) for name in _NUMBERS}
         self._codes: dict[str, Mapping[str, int]] = {}
         for name in _NAMES:
@@ -115,16 +120,15 @@ class Lookup:
     @cached_property
     def _by_key(self) -> Mapping[tuple[int | str, ...], Row]:
         names = ("rank", "forward", "module", "slot", "call", "op")
-        keys = zip(*(self._table.column(name).to_pylist() for name in names), strict=True)
-        rows = zip(*(self._table.column(name).to_pylist() for name in Row._fields), strict=True)
+        keys = zip(*(self._list(name) for name in names), strict=True)
+        rows = zip(*(self._list(name) for name in Row._fields), strict=True)
         found: dict[tuple[int | str, ...], Row] = {}
         for key, row in zip(keys, rows, strict=True):
             found.setdefault(key, Row._make(row))
         return found
 
     def _row(self, i: int) -> Row:
-        column = self._table.column
-        return Row(*(column(name)[i].as_py() for name in Row._fields))
+        return Row(*(column[i].as_py() for column in self._shown))
 
     def _unknown(
         self, found: str, part: str, value: str | int, values: NDArray[np.generic]
@@ -144,22 +148,27 @@ class Lookup:
         return KeyNotFoundError(f"{found} {what} in {self._where}.{hint}")
 
     def _numbers(self, name: str) -> NDArray[Any]:
-        return np.asarray(self._whole(name).to_numpy())
+        return np.from_dlpack(self._whole(name))  # to_numpy() would import pandas first
 
     def _encoded(self, name: str) -> tuple[NDArray[Any], dict[str, int]]:
-        column = self._whole(name).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # an empty table keeps its chunks
-            column = pa.array([], pa.utf8())
-        encoded = column.dictionary_encode()
-        names = encoded.dictionary.to_pylist()
-        return encoded.indices.to_numpy(), {text: code for code, text in enumerate(names)}
+        column = self._whole(name)
+        codes = {text: code for code, text in enumerate(column.dictionary.to_pylist())}
+        if len(codes) < len(column.dictionary):
+            msg = f"The index of {self._where} is damaged: column {name!r} has one text twice."
+            raise DumpFormatError(msg)
+        return np.from_dlpack(column.indices), codes
 
-    def _whole(self, name: str) -> pa.ChunkedArray:
+    def _list(self, name: str) -> list[Any]:
+        column = self._table.column(name)
+        values: list[Any] = (column.cast(pa.utf8()) if name in TEXTS else column).to_pylist()
+        return values
+
+    def _whole(self, name: str) -> pa.Array:
         column = self._table.column(name)
         if column.null_count:
             msg = f"The index of {self._where} is damaged: column {name!r} has nulls."
             raise DumpFormatError(msg)
-        return column
+        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def _some(values: Iterable[str], most: int = 12) -> str:

@@ -12,8 +12,8 @@ from hf_dumper.errors import DumpNotFoundError
 from hf_dumper.store import layout
 from hf_dumper.store.assemble import Extent, extents
 from hf_dumper.store.files import read_json
-from hf_dumper.store.lookup import COLUMNS, Lookup
-from hf_dumper.store.tables import read_parquet, read_stream
+from hf_dumper.store.lookup import COLUMNS, TEXTS, Lookup
+from hf_dumper.store.tables import encode, read_parquet, read_stream
 
 
 class RunReader:
@@ -46,9 +46,9 @@ class RunReader:
             self._folders[rank] = layout.rank_folder(self._dump, self.run, rank)
         return self._folders[rank]
 
-    def index(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read the named columns, or all, of the index."""
-        return self._table(layout.INDEX, layout.INDEX_SCHEMA, columns)
+    def index(self, columns: Sequence[str] | None = None, encoded: Sequence[str] = ()) -> pa.Table:
+        """Read the named columns, or all, of the index; those `encoded` come as dictionaries."""
+        return self._table(layout.INDEX, layout.INDEX_SCHEMA, columns, encoded)
 
     def positions(self) -> pa.Table:
         """Read the positions of the tokens of each forward."""
@@ -57,7 +57,7 @@ class RunReader:
     @cached_property
     def lookup(self) -> Lookup:
         """The index, arranged for questions."""
-        return Lookup(self.index(COLUMNS), f"run {self.run} of {self._dump}")
+        return Lookup(self.index(COLUMNS, TEXTS), f"run {self.run} of {self._dump}")
 
     @cached_property
     def extents(self) -> dict[int, Extent]:
@@ -65,27 +65,31 @@ class RunReader:
         return dict(extents(self.positions()))
 
     def _table(
-        self, name: str, schema: pa.Schema, columns: Sequence[str] | None = None
+        self,
+        name: str,
+        schema: pa.Schema,
+        columns: Sequence[str] | None = None,
+        encoded: Sequence[str] = (),
     ) -> pa.Table:
+        columns = schema.names if columns is None else columns
         tables = [
             table
             for rank in self.ranks()
-            if (table := _read(self.folder(rank), name, schema, columns)) is not None
+            if (table := _read(self.folder(rank) / name, schema, columns, encoded)) is not None
         ]
         if tables:
             return pa.concat_tables(tables)
-        empty: pa.Table = schema.empty_table()
-        return empty if columns is None else empty.select(list(columns))
+        return encode(schema.empty_table().select(list(columns)), encoded)
 
 
 def _read(
-    folder: Path, name: str, schema: pa.Schema, columns: Sequence[str] | None
+    path: Path, schema: pa.Schema, columns: Sequence[str], encoded: Sequence[str]
 ) -> pa.Table | None:
-    done, growing = folder / f"{name}.parquet", folder / f"{name}.partial"
     for _ in range(2):  # twice, since the run may be committed between two looks
+        done = path.with_suffix(".parquet")
         if done.exists():
-            return read_parquet(done, schema, columns)
+            return read_parquet(done, schema, columns, encoded)
         with suppress(FileNotFoundError):
-            table = read_stream(growing, schema)
-            return table if columns is None else table.select(list(columns))
+            table = read_stream(path.with_suffix(".partial"), schema)
+            return encode(table.select(list(columns)), encoded)
     return None

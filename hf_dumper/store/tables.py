@@ -79,18 +79,40 @@ def read_stream(path: Path, schema: pa.Schema, *, trusted: bool = False) -> pa.T
     return pa.Table.from_batches(batches, schema)
 
 
-def read_parquet(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(
+    path: Path,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    encoded: Sequence[str] = (),
+) -> pa.Table:
     """Read the named columns, or all, of a Parquet file.
+
+    Those `encoded` come as dictionaries, as they are in the file: repeated text is not spelt out.
 
     Raises:
         FileNotFoundError: there is no such file.
         DumpFormatError: the file is damaged, or is no table of this schema.
     """
-    with _reading(path), pq.ParquetFile(path, memory_map=True) as file:
-        _check(path, file.schema_arrow, schema)
+    with _reading(path), pq.ParquetFile(path, memory_map=True, read_dictionary=encoded) as file:
+        _check(path, file.schema_arrow, _encoded_schema(schema, encoded))
         table = file.read(columns=None if columns is None else list(columns))
         table.validate(full=True)
     return table
+
+
+def encode(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return the table with the named columns as dictionaries."""
+    for name in names:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, table.column(place).dictionary_encode())
+    return table
+
+
+def _encoded_schema(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    for name in names:
+        kind = pa.dictionary(pa.int32(), schema.field(name).type)
+        schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
+    return schema
 
 
 def _next_message(file: pa.NativeFile) -> pa.ipc.Message | None:
