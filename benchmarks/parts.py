@@ -1,15 +1,19 @@
-"""Show where the cost of dumping W1's tensors goes, by leaving parts out.
+"""Show where the time of one decode step goes when W1's tensors and statistics are dumped.
 
     python benchmarks/parts.py [--rounds 7]
 
-Each row is a `generate()` with one more part of the work than the row before, the last two with the
-hooks that are not compiled; the figure is the median of the rounds, less that of the plain model.
+What the model waits for is found by leaving parts out: each row is a decode step with one more part
+than the row before, once with compiled hooks and once with those in Python. What the writer does
+behind the model is timed where it is done, in processor time of its thread. Figures are medians of
+the rounds; a decode step is what a generation of all tokens takes beyond one of a single token.
 """
 
 import argparse
 import os
 import statistics
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,11 +22,28 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from workloads import WORKLOADS
+from transformers import PreTrainedModel
+from workloads import WORKLOADS, Workload
 
 from hf_dumper import DumpConfig, register_hook
+from hf_dumper.capture.owners import Owners
 from hf_dumper.core.compiled import PURE_PYTHON
-from hf_dumper.store import BackgroundSink
+from hf_dumper.store import BackgroundSink, run_writer
+from hf_dumper.store.forward import ForwardTable
+from hf_dumper.store.shards import ShardSet
+from hf_dumper.store.tables import TableStream
+
+BOTH = 2
+"""The `dump_statistics_mode` that keeps tensors and statistics."""
+
+BEHIND = {
+    "hashes and aliases": (Owners, "resolve"),
+    "shards": (ShardSet, "store"),
+    "statistics": (run_writer, "describe_records"),
+    "index: columns": (ForwardTable, "index"),
+    "index and positions: written": (TableStream, "append"),
+    "the writer, all in all": (run_writer.RunWriter, "write"),
+}
 
 
 def main() -> None:
@@ -33,56 +54,108 @@ def main() -> None:
     torch.set_num_threads(1)
     workload = WORKLOADS["W1"]
     model = workload.build()
-    ids = torch.randint(1, model.config.vocab_size, (1, workload.prompt))
-
-    def generate() -> float:
-        start = time.perf_counter()
-        model.generate(
-            ids, max_new_tokens=workload.tokens, min_new_tokens=workload.tokens, pad_token_id=0
-        )
-        return time.perf_counter() - start
-
-    times: dict[str, list[float]] = {}
+    steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
-        times.setdefault("plain model", []).append(generate())
-        times.setdefault("+ empty hooks on every module", []).append(empty_hooks(model, generate))
-        for name, left_out in PARTS.items():
-            times.setdefault(name, []).append(dumped(model, generate, left_out))
-        with patch.dict(os.environ, {PURE_PYTHON: "1"}):
-            for name, left_out in PARTS.items():
-                key = f"{name}, in Python"
-                times.setdefault(key, []).append(dumped(model, generate, left_out))
-    plain = statistics.median(times["plain model"])
-    for name, seconds in times.items():
-        print(f"{name:58} {1000 * (statistics.median(seconds) - plain):6.1f} ms")
-    print(f"{'plain model':58} {1000 * plain:6.1f} ms in all")
+        for name, way in WAYS.items():
+            with way(model):
+                steps[name].append(decode_step(model, workload))
+    plain = statistics.median(steps["plain model"])
+    print(f"{'plain model':52} {1e3 * plain:7.2f} ms")
+    for name, seconds in list(steps.items())[1:]:
+        print(f"{name:52} {1e3 * (statistics.median(seconds) - plain):+7.2f} ms")
+    print("\nbehind the model, processor time")
+    for name, seconds in behind(model, workload, rounds).items():
+        print(f"{name:52} {1e3 * statistics.median(seconds):7.2f} ms")
 
 
-def empty_hooks(model: torch.nn.Module, generate: Callable[[], float]) -> float:
-    """Time the model with a pair of hooks per module that do nothing."""
+def decode_step(model: PreTrainedModel, workload: Workload) -> float:
+    """Return the seconds of one decoded token."""
+    whole = generate(model, workload, workload.tokens)
+    return (whole - generate(model, workload, 1)) / (workload.tokens - 1)
+
+
+def generate(model: PreTrainedModel, workload: Workload, tokens: int) -> float:
+    """Return the seconds of one generation."""
+    ids = torch.arange(1, workload.prompt + 1)[None]
+    start = time.perf_counter()
+    model.generate(
+        ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    return time.perf_counter() - start
+
+
+@contextmanager
+def plain(_model: torch.nn.Module) -> Iterator[None]:
+    """Leave the model alone."""
+    yield
+
+
+@contextmanager
+def empty_hooks(model: torch.nn.Module) -> Iterator[None]:
+    """Put a pair of hooks that do nothing on every module."""
     with ExitStack() as stack:
         for module in model.modules():
             stack.enter_context(module.register_forward_pre_hook(nothing, with_kwargs=True))
             stack.enter_context(module.register_forward_hook(nothing, with_kwargs=True))
-        return generate()
+        yield
 
 
-def dumped(
-    model: torch.nn.Module, generate: Callable[[], float], left_out: list[tuple[Any, str, Any]]
-) -> float:
-    """Time a dump whose parts `left_out`, as (owner, name, replacement), are replaced."""
-    with TemporaryDirectory(prefix="hf_dumper_parts_") as folder, ExitStack() as stack:
-        for owner, name, replacement in left_out:
-            stack.enter_context(patch.object(owner, name, replacement))
-        session = register_hook(model, DumpConfig(Path(folder) / "dump", "all"))
-        seconds = generate()
-        with ignored():
-            session.close()
-    return seconds
+def dumped(*left_out: tuple[Any, str, Any], pure: bool = False) -> Callable[[torch.nn.Module], Any]:
+    """Return a way of dumping whose parts `left_out`, (owner, name, stand-in), do nothing."""
+
+    @contextmanager
+    def way(model: torch.nn.Module) -> Iterator[None]:
+        with TemporaryDirectory(prefix="hf_dumper_parts_") as folder, ExitStack() as stack:
+            stack.enter_context(patch.dict(os.environ, {PURE_PYTHON: "1" if pure else ""}))
+            for owner, name, stand_in in left_out:
+                stack.enter_context(patch.object(owner, name, stand_in))
+            config = DumpConfig(Path(folder) / "dump", "all", dump_statistics_mode=BOTH)
+            session = register_hook(model, config)
+            yield
+            with empty_allowed():
+                session.close()
+
+    return way
+
+
+def behind(model: PreTrainedModel, workload: Workload, rounds: int) -> dict[str, list[float]]:
+    """Return the processor seconds per decode step of what the writer's thread does."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        spent = {tokens: timed(model, workload, tokens) for tokens in (1, workload.tokens)}
+        for name in BEHIND:
+            more = spent[workload.tokens][name] - spent[1][name]
+            found[name].append(more / (workload.tokens - 1))
+    return found
+
+
+def timed(model: PreTrainedModel, workload: Workload, tokens: int) -> dict[str, float]:
+    """Dump one generation; return the processor seconds of each part in the writer's thread."""
+    spent: dict[str, float] = defaultdict(float)
+    model_thread = threading.get_ident()
+
+    def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if threading.get_ident() != model_thread:
+                    spent[name] += time.thread_time() - start
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, method) in BEHIND.items():
+            stand_in = clocked(name, getattr(owner, method))
+            stack.enter_context(patch.object(owner, method, stand_in))
+        stack.enter_context(dumped()(model))
+        generate(model, workload, tokens)
+    return spent
 
 
 def nothing(*_: Any) -> None:
-    """Do nothing, as a hook or in the place of a part."""
+    """Do nothing, as a hook."""
 
 
 def drop(sink: BackgroundSink, batch: Any) -> None:
@@ -92,7 +165,7 @@ def drop(sink: BackgroundSink, batch: Any) -> None:
 
 
 @contextmanager
-def ignored() -> Iterator[None]:
+def empty_allowed() -> Iterator[None]:
     """Let a dump be empty: its parts were left out on purpose."""
     try:
         yield
@@ -101,10 +174,14 @@ def ignored() -> Iterator[None]:
             raise
 
 
-NO_WRITER = [(BackgroundSink, "write", drop)]
-PARTS = {
-    "+ hooks that copy, callbacks, opening the run": NO_WRITER,
-    "+ writing: hashes, aliases, shards, index": [],
+NO_WRITER = (BackgroundSink, "write", drop)
+WAYS: dict[str, Callable[[torch.nn.Module], Any]] = {
+    "plain model": plain,
+    "+ empty hooks on every module": empty_hooks,
+    "+ hooks that copy, callbacks": dumped(NO_WRITER),
+    "+ the writer": dumped(),
+    "hooks in Python that copy, callbacks": dumped(NO_WRITER, pure=True),
+    "hooks in Python, and the writer": dumped(pure=True),
 }
 
 

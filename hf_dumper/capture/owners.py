@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from hf_dumper.core.arena import Chunk
 from hf_dumper.core.types import Description, Records
 
-Statistics: TypeAlias = Mapping[int, NDArray[np.void]]
+Statistics: TypeAlias = Mapping[int, tuple[float, ...]]
 _NONE: Final[Statistics] = MappingProxyType({})
 
 Key: TypeAlias = tuple[int, tuple[int, ...], str]

@@ -16,7 +16,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from xxhash import xxh3_64_intdigest
@@ -29,10 +29,6 @@ from hf_dumper.core.axes import infer_axes
 from hf_dumper.core.slots import is_container, leaves
 from hf_dumper.core.statistics import describe_adjacent
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, Tick
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Source: TypeAlias = tuple[str, str]
 """Name and class name of the module that a tensor was seen at."""
@@ -91,7 +87,7 @@ class Snapshot:
         self._unstorable = 0
         self._large: dict[tuple[object, ...], int] = {}
         self._describe_large = describe_large
-        self._described_now: dict[int, NDArray[np.void]] = {}
+        self._described_now: dict[int, tuple[float, ...]] = {}
         self._sizes = (0, 0, 0, False)
         self._by_sizes: dict[tuple[object, ...], tuple[int, dict[Any, Description]]] = {}
         self._described: dict[Any, Description] = {}
@@ -187,9 +183,10 @@ class Snapshot:
         self._large[key] = digest
         offset = None
         if is_new and self._describe_large and not tensor.is_complex():
-            self._described_now[len(self.intake.rows)] = describe_adjacent(
-                tensor.detach().view(-1), [tensor.numel()]
-            )
+            table = describe_adjacent(tensor.detach().view(-1), [tensor.numel()])
+            # No array, which would lie between blocks of the heap that the model frees: with
+            # some hundred of them a long prompt took 300 MB more.
+            self._described_now[len(self.intake.rows)] = table[0].item()
         elif is_new:
             offset = self._copy(pointer, nbytes, ctypes.memmove)
         self._note(what, number, index, offset, digest)

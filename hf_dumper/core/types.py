@@ -123,8 +123,8 @@ class Records(Sequence[Record]):
             that follow each other in the column follow each other in memory, without gaps.
         alias_of: Index, within the forward's records, of the record that owns the same bytes.
         chunk: Memory of all the bytes, None when no record has any.
-        described: Statistics of records that were described when they were taken, by index; they
-            have no bytes.
+        described: Statistics of records that were described when they were taken, rows of a TABLE
+            by index; those records have no bytes.
     """
 
     what: Sequence[Description] = ()
@@ -134,7 +134,7 @@ class Records(Sequence[Record]):
     offset: Sequence[int | None] = ()
     alias_of: Sequence[int | None] = ()
     chunk: Chunk | None = None
-    described: Mapping[int, NDArray[np.void]] = field(default_factory=dict)
+    described: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of records."""
