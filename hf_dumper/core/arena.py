@@ -71,6 +71,13 @@ class Arena:
         """Bytes of the chunks that were taken and not yet released."""
         return self._in_flight
 
+    def prepare(self) -> None:
+        """Map a chunk and touch its pages, so that the first forward finds them there."""
+        chunk = Chunk(self._chunk_bytes)
+        ctypes.memset(chunk.address, 0, chunk.size)
+        with self._changed:
+            self._free.append(chunk)
+
     def take(self, nbytes: int) -> Chunk:
         """Return an empty chunk with room for `nbytes`, waiting for the writer at the bound.
 

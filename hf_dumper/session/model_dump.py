@@ -40,6 +40,8 @@ class ModelDump:
         self._tokenizer = tokenizer
         self._runs = 0
         self._prepare(overwrite=config.overwrite)
+        if not config.dump_last_logits:
+            self.arena.prepare()
 
     def open_run(self, run: RunInfo) -> int:
         """Open a run and return its number.

@@ -130,3 +130,14 @@ def test_free_chunks_stay_while_the_bound_allows_it():
         arena.release(chunk)
     arena.take(3 * PAGE)
     assert not any(chunk.memory.closed for chunk in chunks)
+
+
+def test_what_was_prepared_is_taken_first(monkeypatch):
+    arena = Arena(chunk_bytes=1 << 16)
+    arena.prepare()
+    mapped = []
+    monkeypatch.setattr("hf_dumper.core.arena.Chunk", lambda size: mapped.append(size))
+    chunk = arena.take(10)
+    assert (chunk.size, arena.bytes_in_flight, mapped) == (1 << 16, 1 << 16, [])
+    arena.take(10)
+    assert mapped == [1 << 16]
