@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import torch
 import xxhash
@@ -84,11 +84,10 @@ def write_weight_files(
     entries: dict[str, dict[str, Any]] = {}
     for weight in _stored(weights):
         first, *others = (f"{inside}/{escaped(f'root.{name}')}.pth" for name in weight.names)
-        tensor = _load(weight)
-        write_pth(top / first, tensor)
+        digest = _write_file(top / first, weight)
         for other in others:
             _link(top / first, top / other)
-        entries[weight.names[0]] = _entry(weight, Place(first, 0), _digest(tensor))
+        entries[weight.names[0]] = _entry(weight, Place(first, 0), digest)
     _write_index(index_folder / MSIT_INDEX, entries, weights)
 
 
@@ -214,11 +213,24 @@ def _write_shard(path: Path, weights: Sequence[Weight]) -> dict[str, dict[str, A
     with path.open("wb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         for weight in ordered:
-            tensor = _load(weight)
-            file.write(_bytes(tensor))
-            entries[weight.names[0]] = _entry(weight, Place(path.name, offset), _digest(tensor))
+            digest = _write_values(file, weight)
+            entries[weight.names[0]] = _entry(weight, Place(path.name, offset), digest)
             offset += weight.nbytes
     return entries
+
+
+def _write_values(file: BinaryIO, weight: Weight) -> str:
+    """Write the bytes of one weight, and return their hash; nothing of it stays in memory."""
+    tensor = _load(weight)
+    file.write(_bytes(tensor))
+    return _digest(tensor)
+
+
+def _write_file(path: Path, weight: Weight) -> str:
+    """Do the same into a .pth file."""
+    tensor = _load(weight)
+    write_pth(path, tensor)
+    return _digest(tensor)
 
 
 def _load(weight: Weight) -> torch.Tensor:
