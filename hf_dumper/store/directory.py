@@ -75,7 +75,7 @@ class DirectorySink:
         with writing(self.path):
             add_note(self.path, name, value)
 
-    def keep(self, name: str, save: Callable[[Path], None]) -> None:
+    def keep(self, name: str, save: Callable[[Path], object]) -> None:
         """Have `save` write the folder `name` of the dump.
 
         Raises:

@@ -77,7 +77,7 @@ class MsitSink:
         self._analyze = analyze
         self._inside = f"{TENSORS}/{device}_{os.getpid()}"
         self._time = f"{datetime.now():%Y%m%d_%H%M%S}"
-        self._keepers: dict[str, Callable[[Path], None]] = {}
+        self._keepers: dict[str, Callable[[Path], object]] = {}
         self._weights: Sequence[Weight] = ()
         self._folders: list[Path] = []
         self._writing: _Run | None = None
@@ -97,7 +97,7 @@ class MsitSink:
                 add_note(folder / SIDECAR, name, value)
         self._manifest[name] = dict(value)
 
-    def keep(self, name: str, save: Callable[[Path], None]) -> None:
+    def keep(self, name: str, save: Callable[[Path], object]) -> None:
         """Have `save` write the folder `name` into that of every run."""
         self._keepers[name] = save
 

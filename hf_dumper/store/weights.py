@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -132,7 +133,10 @@ class Weights(Mapping[str, torch.Tensor]):
             raise KeyNotFoundError(msg) from error
         try:
             self._rows = dict(_rows(facts))
+            self._kinds = {str(n): str(w["kind"]) for n, w in facts["tensors"].items()}
+            self._names = {str(n): tuple(w["names"]) for n, w in facts["tensors"].items()}
             self.skipped = {str(n): str(w["reason"]) for n, w in facts["skipped"].items()}
+            self._skipped = [_without_values(str(n), w) for n, w in facts["skipped"].items()]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             msg = f"{index} is damaged: {error!r}"
             raise DumpFormatError(msg) from error
@@ -152,6 +156,16 @@ class Weights(Mapping[str, torch.Tensor]):
             msg = f"No weight is named {name!r}.{near(plain, self._rows)}"
             raise KeyNotFoundError(msg)
         return self._load(self._rows[plain])
+
+    def described(self) -> list[Weight]:
+        """Return what each weight is, under all its names, also one that has no values here."""
+        found = []
+        for name, names in self._names.items():
+            row = self._rows[name]
+            shape, load = tuple(row.shape), partial(self._load, row)
+            kind = self._kinds[name]
+            found.append(Weight(names, kind, row.dtype, shape, row.nbytes, "", load))
+        return found + self._skipped
 
     def __contains__(self, name: object) -> bool:
         """Tell whether there are values of that name, without reading them."""
@@ -288,6 +302,12 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
         row = Row(0, 0, "", dtype, shape, shard, offset, nbytes, "stored", "")
         for name in entry["names"]:
             yield str(name), row
+
+
+def _without_values(name: str, facts: Mapping[str, Any]) -> Weight:
+    shape, reason = tuple(map(int, facts["shape"])), str(facts["reason"])
+    load = partial(torch.empty, shape, device="meta")
+    return Weight((name,), str(facts["kind"]), str(facts["dtype"]), shape, 0, reason, load)
 
 
 def _itemsize(dtype: str) -> int:
