@@ -15,10 +15,7 @@ Tokens = str | range | Sequence[int] | None
 _LATER = (
     "api_list",
     "mode",
-    "analyze",
-    "dump_weight",
     "dump_kv_cache",
-    "layout",
     "max_bytes",
     "on_error",
     "durable",
@@ -28,6 +25,7 @@ _LATER = (
 
 INPUTS, OUTPUTS, BOTH_PARTS = 0, 1, 2
 TENSORS, STATISTICS, BOTH = 0, 1, 2
+LAYOUTS = NATIVE, MSIT = "native", "msit"
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,18 @@ class DumpConfig:
         tensor_part: 0 inputs only, 1 outputs only, 2 both.
         device_id: Index of the accelerator whose tensors are dumped; None means every device.
         dump_statistics_mode: 0 tensors, 1 statistics, 2 both.
-        analyze: Write an analysis table.
+        analyze: Write `tensor_analyze.csv` into each run: extremes, variance and mean of every
+            tensor. The variance is that of the population.
         dump_last_logits: Dump only the logits of the last unmasked column, the scores and the
         chosen
             token, for each token in `token_range`.
-        dump_weight: Dump parameters and buffers.
+        dump_weight: Dump parameters and buffers of the modules that `layer_name` selects, and
+            of the modules inside them; tied ones once, offloaded ones with their true values.
         dump_kv_cache: Dump what each token adds to the cache.
         seed: Run every generation and bare forward under `seeded(seed)`; None leaves the process
-        alone. layout: "native", or "msit".
+        alone.
+        layout: "native", or "msit": a .pth file per tensor, in a new folder `msit_dump_<time>`
+            for each run, so that nothing is ever overwritten.
         overwrite: Replace a dump of something else that lies at `dump_path`.
         max_bytes: Bound on the bytes of the dump; None means no bound.
         on_error: "warn" or "raise", for errors of the dump itself.
@@ -101,6 +103,9 @@ class DumpConfig:
         parse_tokens(self.token_range)
         if self.token_range is not None and not isinstance(self.token_range, str):
             object.__setattr__(self, "token_range", tuple(self.token_range))
+        if self.layout not in LAYOUTS:
+            msg = f"layout must be 'native' or 'msit', not {self.layout!r}."
+            raise ConfigError(msg)
         _check_choice("tensor_part", self.tensor_part, (INPUTS, OUTPUTS, BOTH_PARTS))
         _check_choice(
             "dump_statistics_mode", self.dump_statistics_mode, (TENSORS, STATISTICS, BOTH)

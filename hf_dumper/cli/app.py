@@ -6,6 +6,7 @@ import typer
 
 from hf_dumper import __version__
 from hf_dumper.cli.compare import compare, judge
+from hf_dumper.cli.convert import convert
 from hf_dumper.cli.demo import demo
 from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
@@ -21,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, run, inspect, show, compare, judge):
+for command in (demo, run, inspect, show, compare, judge, convert):
     app.command()(guarded(command))
 
 

@@ -194,6 +194,22 @@ class DumpOptions:
             rich_help_panel=_DUMP,
         ),
     ] = None
+    dump_weight: Annotated[
+        bool | None,
+        Option("--dump-weight", help="Parameters and buffers, too.", rich_help_panel=_DUMP),
+    ] = None
+    analyze: Annotated[
+        bool | None,
+        Option(
+            "--analyze", help="A table of every tensor, tensor_analyze.csv.", rich_help_panel=_DUMP
+        ),
+    ] = None
+    layout: Annotated[
+        str | None,
+        Option(
+            metavar="KIND", help="native or msit.", show_default="native", rich_help_panel=_DUMP
+        ),
+    ] = None
     seed: Annotated[
         int | None, Option(help="Compute deterministically from it.", rich_help_panel=_DUMP)
     ] = None
@@ -224,10 +240,7 @@ class DumpOptions:
     # Documented options of later releases: taken, so that DumpConfig can say so, but not listed.
     mode: Annotated[Names, Option(hidden=True)] = None
     api_list: Annotated[Names, Option(hidden=True)] = None
-    analyze: Annotated[bool | None, Option(hidden=True)] = None
-    dump_weight: Annotated[bool | None, Option(hidden=True)] = None
     dump_kv_cache: Annotated[bool | None, Option(hidden=True)] = None
-    layout: Annotated[str | None, Option(hidden=True)] = None
     max_bytes: Annotated[int | None, Option(hidden=True)] = None
     on_error: Annotated[str | None, Option(hidden=True)] = None
     durable: Annotated[bool | None, Option(hidden=True)] = None

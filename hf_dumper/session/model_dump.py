@@ -1,8 +1,9 @@
 """The dump of one model on disk: what it is a dump of, and the runs that go into it."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 
 from hf_dumper.capture.facts import Tokenizer
 from hf_dumper.capture.manifest import describe_model, fingerprint, module_tree
-from hf_dumper.config import BOTH, STATISTICS, TENSORS, DumpConfig
+from hf_dumper.capture.weights import collect_weights, main_device
+from hf_dumper.config import BOTH, MSIT, STATISTICS, TENSORS, DumpConfig
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.types import Batch, RunInfo, RunResult
-from hf_dumper.store import BackgroundSink, DirectorySink
+from hf_dumper.errors import DumpWarning
+from hf_dumper.session.notices import warn_caller
+from hf_dumper.store import BackgroundSink, DirectorySink, MsitSink
 
 
 class ModelDump:
@@ -88,18 +92,34 @@ class ModelDump:
         is_new = overwrite or not (self.path / "manifest.json").exists()
         mode = self._config.dump_statistics_mode
         now = fingerprint(self._model)
-        self._directory = DirectorySink(
+        self._directory = self._make(overwrite)(
             self.path,
             describe_model(self._model, self._config.to_dict()),
             tree=module_tree(self._model),
             tensors=mode in (TENSORS, BOTH),
             statistics=mode in (STATISTICS, BOTH),
-            overwrite=overwrite,
+            analyze=self._config.analyze,
         )
         self._sink = BackgroundSink(self._directory, self.arena)
         self._is_new, self._fingerprint = is_new, now
         if self._tokenizer is not None:
-            self._tokenizer.save_pretrained(str(self.path / "tokenizer"))
+            tokenizer = self._tokenizer
+            self._directory.keep("tokenizer", lambda to: tokenizer.save_pretrained(str(to)))
+        if self._config.dump_weight:
+            self._keep_weights()
+
+    def _make(self, overwrite: bool) -> Callable[..., DirectorySink | MsitSink]:
+        if self._config.layout == MSIT:
+            return partial(MsitSink, device=main_device(self._model))
+        return partial(DirectorySink, overwrite=overwrite)
+
+    def _keep_weights(self) -> None:
+        weights = collect_weights(self._model, self._config.layer_name)
+        self._directory.keep_weights(weights)
+        for weight in weights:
+            if weight.reason:
+                msg = f"Weight {weight.names[0]!r} is not dumped: {weight.reason}."
+                warn_caller(msg, DumpWarning)
 
 
 def fresh_folder(stem: str) -> Path:

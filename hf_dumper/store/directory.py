@@ -1,6 +1,6 @@
 """The sink that writes the native layout."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from hf_dumper.core.types import Batch, RunInfo, RunResult
+from hf_dumper.core.weights import Weight
 from hf_dumper.errors import CaptureError, DumpError, DumpWriteError
 from hf_dumper.store import layout
 from hf_dumper.store.manifest import add_note, prepare_dump
 from hf_dumper.store.run_writer import RunWriter
 from hf_dumper.store.shards import SHARD_BYTES, ShardSet
+from hf_dumper.store.sheets import AnalysisSheet
+from hf_dumper.store.weights import WEIGHTS, check_weights, write_weights
 
 
 class DirectorySink:
@@ -31,6 +34,7 @@ class DirectorySink:
         tree: Mapping[str, Any] | None = None,
         tensors: bool = True,
         statistics: bool = False,
+        analyze: bool = False,
         overwrite: bool = False,
         rank: int = 0,
         shard_bytes: int = SHARD_BYTES,
@@ -38,7 +42,8 @@ class DirectorySink:
         """Create or continue the dump at `path`.
 
         `manifest["identity"]` says what is dumped: runs of different identities never share a
-        dump. `tensors` keeps values, `statistics` computes statistics behind the forward.
+        dump. `tensors` keeps values, `statistics` computes statistics behind the forward, `analyze`
+        writes them into a sheet of the run as well.
         `overwrite` removes an existing dump, but never a folder that is none. `shard_bytes` is the
         size at which the next shard begins.
 
@@ -51,11 +56,13 @@ class DirectorySink:
         self.run = -1
         self._tensors = tensors
         self._statistics = statistics
+        self._analyze = analyze
+        self._analysis: AnalysisSheet | None = None
         self._rank = rank
         self._shard_bytes = shard_bytes
         self._writer: RunWriter | None = None
         pa.array([0])  # imports pandas on its first call, which is no work for the first forward
-        with _writing(self.path):
+        with writing(self.path):
             prepare_dump(self.path, manifest, tree, overwrite=overwrite)
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
@@ -65,8 +72,31 @@ class DirectorySink:
             CaptureError: the manifest uses the name itself.
             DumpWriteError: the manifest cannot be written.
         """
-        with _writing(self.path):
+        with writing(self.path):
             add_note(self.path, name, value)
+
+    def keep(self, name: str, save: Callable[[Path], object]) -> None:
+        """Have `save` write the folder `name` of the dump.
+
+        Raises:
+            DumpWriteError: it cannot be written.
+        """
+        with writing(self.path):
+            save(self.path / name)
+
+    def keep_weights(self, weights: Sequence[Weight]) -> None:
+        """Write the weights, or make sure that those that are there already are these.
+
+        Raises:
+            DumpIdentityError: the dump holds others.
+            DumpWriteError: they cannot be written.
+        """
+        with writing(self.path):
+            folder = self.path / WEIGHTS
+            if folder.exists():
+                check_weights(folder, weights)
+            else:
+                write_weights(folder, weights)
 
     def open_run(self, run: RunInfo) -> None:
         """Begin a run under its number, or under the next free one when that is -1.
@@ -77,17 +107,21 @@ class DirectorySink:
         if self._writer:
             msg = f"Run {self.run} of {self.path} is still open."
             raise CaptureError(msg)
-        with _writing(self.path):
+        with writing(self.path):
             number = _claim(self.path, run.run)
             folder = layout.rank_folder(self.path, number, self._rank)
             folder.mkdir()
             shards = ShardSet(folder, run.expected_records, self._shard_bytes)
+            self._analysis = (
+                AnalysisSheet(folder.parent, f"{folder.name}/") if self._analyze else None
+            )
             self._writer = RunWriter(
                 folder,
                 replace(run, run=number),
                 rank=self._rank,
                 shards=shards if self._tensors else None,
-                statistics=self._statistics,
+                statistics=self._statistics or self._analyze,
+                on_forward=self._analysis.add if self._analysis else None,
             )
         self.run = number
 
@@ -97,7 +131,7 @@ class DirectorySink:
         Raises:
             DumpWriteError: the folder cannot be written.
         """
-        with _writing(self.path):
+        with writing(self.path):
             self._open_writer().write(batch)
 
     def commit_run(self, result: RunResult) -> None:
@@ -108,11 +142,13 @@ class DirectorySink:
         """
         writer = self._open_writer()
         try:
-            with _writing(self.path):
+            with writing(self.path):
                 writer.commit(result)
         finally:
             self._writer = None
             writer.close()
+            if self._analysis:
+                self._analysis.close()
 
     def close(self) -> None:
         """End an open run as incomplete; may be called twice."""
@@ -144,7 +180,7 @@ def _claim(path: Path, wanted: int) -> int:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn what the file system says into one line of ours."""
     try:
         yield

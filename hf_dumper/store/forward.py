@@ -39,7 +39,7 @@ class ForwardTable:
         self._statistics: list[NDArray[np.void]] = []
 
     def add(self, records: Records, places: Places, statistics: NDArray[np.void] | None) -> None:
-        """Add the records of a batch; an alias takes the place and statistics of its owner."""
+        """Add the records of a batch; an alias without a place takes that of its owner."""
         first = len(self._what)
         self._what += records.what
         self._call += records.call
@@ -53,7 +53,7 @@ class ForwardTable:
         for column, more in columns:
             column += more
             for i, owner in aliases:
-                column[i] = column[owner]
+                column[i] = column[owner] if column[i] is None else column[i]
         if statistics is not None:
             self._statistics.append(statistics)
 

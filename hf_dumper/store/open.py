@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.registry import Registry
 from hf_dumper.errors import DumpFormatError, DumpNotFoundError
+from hf_dumper.store.msit_reader import MsitReader
 from hf_dumper.store.reader import NativeReader
 
 
@@ -22,6 +23,7 @@ class ReaderType(Protocol):
 
 READERS: Final[Registry[ReaderType]] = Registry("reader", "hf_dumper.readers")
 READERS.register("native")(NativeReader)
+READERS.register("msit")(MsitReader)
 
 
 def open_dump(path: str | PathLike[str], *, reader: str | None = None) -> DumpReader:

@@ -21,6 +21,7 @@ from hf_dumper.store.manifest import is_dump, read_manifest
 from hf_dumper.store.mapping import ShardMaps
 from hf_dumper.store.run_reader import RunReader
 from hf_dumper.store.show import as_html, as_text
+from hf_dumper.store.weights import Weights, native_weights
 
 
 class NativeReader:
@@ -94,9 +95,7 @@ class NativeReader:
     def statistics(self, run: int | None = None) -> pa.Table:
         """Return the index with statistics; those not made at capture are made of the bytes."""
         reader = self._run(run)
-        return fill_statistics(
-            reader.index(), lambda row: self._maps.tensor(reader.folder(row.rank), row)
-        )
+        return fill_statistics(reader.index(), lambda row: self._values(reader, row))
 
     def load(
         self,
@@ -162,10 +161,14 @@ class NativeReader:
         msg = "trace() comes with a later release; run_info() has the ids of prompt and result."
         raise NotYetError(msg)
 
-    def weights(self) -> NoReturn:
-        """Raise NotYetError: dumped weights come with a later release."""
-        msg = "weights() comes with a later release, together with dump_weight."
-        raise NotYetError(msg)
+    def weights(self) -> Weights:
+        """Return the dumped parameters and buffers by name, each read when it is asked for.
+
+        Raises:
+            KeyNotFoundError: the dump has none.
+            DumpFormatError: their index is damaged.
+        """
+        return native_weights(self._path, self._maps)
 
     def close(self) -> None:
         """Drop the memory maps and what was read; tensors that were loaded stay valid."""
@@ -199,7 +202,7 @@ class NativeReader:
             if run not in self.runs():
                 msg = f"No run {run!r} in {self._path}. Runs: {_listed(self.runs())}."
                 raise KeyNotFoundError(msg)
-            self._runs[run] = RunReader(self._path, run)
+            self._runs[run] = self._open(run)
         return self._runs[run]
 
     def _only_run(self) -> int:
@@ -216,6 +219,12 @@ class NativeReader:
         if row.shard is None:
             msg = f"{what}: values were not stored, only statistics; see statistics()."
             raise KeyNotFoundError(msg)
+        return self._values(reader, row)
+
+    def _open(self, run: int) -> RunReader:
+        return RunReader(self._path, run)
+
+    def _values(self, reader: RunReader, row: Row) -> torch.Tensor:
         return self._maps.tensor(reader.folder(row.rank), row)
 
 

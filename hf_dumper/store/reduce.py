@@ -36,6 +36,10 @@ def _stretches(records: Records) -> Iterator[tuple[list[int], int, torch.dtype]]
     for i, (what, offset) in enumerate(zip(records.what, records.offset, strict=True)):
         if offset is None:
             continue
+        if i in records.described:
+            yield from _stretch(members, start, name)
+            members, name = [], ""
+            continue
         if what.dtype != name:
             yield from _stretch(members, start, name)
             members, start, name = [], offset, what.dtype

@@ -19,11 +19,11 @@ from hf_dumper.store.tables import encode, read_parquet, read_stream
 class RunReader:
     """The files of one run; `lookup` and `extents` are read once, as they are at that moment."""
 
-    def __init__(self, dump: Path, run: int) -> None:
-        """Read nothing yet."""
+    def __init__(self, dump: Path, run: int, folder: Path | None = None) -> None:
+        """Read nothing yet; `folder` is the run's, where it is not that of the native layout."""
         self.run = run
         self._dump = dump
-        self._folder = layout.run_folder(dump, run)
+        self._folder = folder or layout.run_folder(dump, run)
         self._folders: dict[int, Path] = {}
 
     def info(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class RunReader:
     def folder(self, rank: int) -> Path:
         """Return the folder of a process."""
         if rank not in self._folders:
-            self._folders[rank] = layout.rank_folder(self._dump, self.run, rank)
+            self._folders[rank] = self._folder / f"rank-{rank}"
         return self._folders[rank]
 
     def index(self, columns: Sequence[str] | None = None, encoded: Sequence[str] = ()) -> pa.Table:

@@ -1,20 +1,39 @@
 """One run being written: its folder, its shards, its tables, and the steps of its commit."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, RunInfo, RunResult
+import pyarrow as pa
+
+from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Records, RunInfo, RunResult
 from hf_dumper.errors import CaptureError
 from hf_dumper.store import layout
 from hf_dumper.store.files import write_json
 from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
-from hf_dumper.store.shards import ShardSet, nowhere
+from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.tables import TableStream, read_stream, write_parquet
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
+
+
+class TensorFiles(Protocol):
+    """Where a run's tensors go, such as a ShardSet; `bytes` counts what was written."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors so far."""
+
+    def store(self, forward: int, records: Records) -> Places:
+        """Write the bytes of records; return where they are."""
+
+    def finish(self) -> None:
+        """Complete what is open."""
+
+    def close(self) -> None:
+        """Close the files as they are; may be called twice."""
 
 
 class RunWriter:
@@ -24,15 +43,26 @@ class RunWriter:
     """
 
     def __init__(
-        self, folder: Path, info: RunInfo, *, rank: int, shards: ShardSet | None, statistics: bool
+        self,
+        folder: Path,
+        info: RunInfo,
+        *,
+        rank: int,
+        shards: TensorFiles | None,
+        statistics: bool,
+        on_forward: Callable[[pa.RecordBatch], None] | None = None,
     ) -> None:
-        """Begin the run; `shards` is None when values are not kept. `folder` is the rank's."""
+        """Begin the run; `shards` is None when values are not kept. `folder` is the rank's.
+
+        `on_forward` is given the index of each forward that ends, before readers see it.
+        """
         self._run_folder = folder.parent
         self._folder = folder
         self._info = info
         self._rank = rank
         self._shards = shards
         self._with_statistics = statistics
+        self._on_forward = on_forward
         self._forward: ForwardTable | None = None
         self._columns = ColumnCache()
         self._last_forward = -1
@@ -100,6 +130,8 @@ class RunWriter:
 
     def _end_forward(self, forward: ForwardTable, calls: Sequence[Sequence[int]]) -> None:
         index = forward.index(calls)
+        if self._on_forward:
+            self._on_forward(index)
         self._positions.append(forward.positions())
         self._index.append(index)
         self._forward = None

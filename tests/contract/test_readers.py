@@ -9,15 +9,26 @@ import torch
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.types import RunInfo, RunResult, TensorKey
 from hf_dumper.errors import DumpFormatError, DumpNotFoundError, KeyNotFoundError
-from hf_dumper.store import DirectorySink, NativeReader
+from hf_dumper.store import DirectorySink, MsitReader, MsitSink, NativeReader
 from tests.batches import BatchMaker
 
+MANIFEST = {"identity": {"model": "synthetic"}}
 VALUES = torch.arange(6.0).reshape(2, 3)
 
 
 def native(path: Path) -> type[NativeReader]:
     """Write a dump: one run, tokens 0 and 1, "root" and "layer.0", VALUES + token."""
-    sink = DirectorySink(path, {"identity": {"model": "synthetic"}})
+    write(DirectorySink(path, MANIFEST))
+    return NativeReader
+
+
+def msit(path: Path) -> type[MsitReader]:
+    """Write the same in msit's layout."""
+    write(MsitSink(path, MANIFEST))
+    return MsitReader
+
+
+def write(sink: DirectorySink | MsitSink) -> None:
     sink.open_run(RunInfo(0, "generate"))
     maker = BatchMaker()
     for token in range(2):
@@ -26,10 +37,9 @@ def native(path: Path) -> type[NativeReader]:
         maker.add("layer.0", VALUES + token, axes="row,-")
         sink.write(maker.end())
     sink.commit_run(RunResult({}, {}))
-    return NativeReader
 
 
-DUMPS: dict[str, Callable[[Path], type[NativeReader]]] = {"native": native}
+DUMPS: dict[str, Callable[[Path], type[NativeReader]]] = {"native": native, "msit": msit}
 
 
 @pytest.fixture(params=DUMPS)

@@ -12,7 +12,7 @@ from hf_dumper.core.arena import Arena
 from hf_dumper.core.protocols import Sink
 from hf_dumper.core.types import RunInfo, RunResult
 from hf_dumper.errors import CaptureError
-from hf_dumper.store import BackgroundSink, DirectorySink, MemorySink, open_dump
+from hf_dumper.store import BackgroundSink, DirectorySink, MemorySink, MsitSink, open_dump
 from tests.batches import BatchMaker
 
 MANIFEST = {"identity": {"model": "synthetic"}}
@@ -32,9 +32,11 @@ class Case:
     count: Callable[[], int]
 
 
-def in_directory(path: Path, *, background: bool) -> Case:
+def in_directory(
+    path: Path, *, background: bool, kind: type[DirectorySink | MsitSink] = DirectorySink
+) -> Case:
     arena = Arena(chunk_bytes=4096)
-    sink: Sink = DirectorySink(path, MANIFEST)
+    sink: Sink = kind(path, MANIFEST)
     if background:
         sink = BackgroundSink(sink, arena)
 
@@ -52,6 +54,8 @@ def in_memory(path: Path) -> Case:
 CASES = {
     "directory": lambda path: in_directory(path, background=False),
     "background": lambda path: in_directory(path, background=True),
+    "msit": lambda path: in_directory(path, background=False, kind=MsitSink),
+    "msit in background": lambda path: in_directory(path, background=True, kind=MsitSink),
     "memory": in_memory,
 }
 

@@ -13,10 +13,7 @@ from hf_dumper.errors import ConfigError, NotYetError
 LATER = {
     "api_list": ["softmax"],
     "mode": "api",
-    "analyze": True,
-    "dump_weight": True,
     "dump_kv_cache": True,
-    "layout": "msit",
     "max_bytes": 1000,
     "on_error": "raise",
     "durable": True,
@@ -40,6 +37,9 @@ ACCEPTED = [
     {"seed": 0},
     {"overwrite": True},
     {"hash_weights": False},
+    {"analyze": True},
+    {"dump_weight": True},
+    {"layout": "msit"},
 ]
 REFUSED = [
     ({"dump_path": 3}, "dump_path must be a path"),
@@ -70,6 +70,8 @@ REFUSED = [
     ({"seed": 2**64}, "seed must be an integer from 0"),
     ({"overwrite": 1}, "overwrite must be True or False"),
     ({"dump_last_logits": None}, "dump_last_logits must be True or False"),
+    ({"layout": "elder"}, "layout must be 'native' or 'msit'"),
+    ({"analyze": 1}, "analyze must be True or False"),
     ({"hash_weights": "no"}, "hash_weights must be True or False"),
 ]
 

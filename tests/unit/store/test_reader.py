@@ -475,10 +475,14 @@ class TestWhole:
         with pytest.raises(KeyNotFoundError, match=r"model_tree\.json"):
             dump.reader().tree()
 
-    @pytest.mark.parametrize("what", ["trace", "weights"])
+    @pytest.mark.parametrize("what", ["trace"])
     def test_what_is_not_there_yet_says_so(self, dump, what):
         with pytest.raises(NotYetError, match="later release"):
             getattr(dump.reader(), what)()
+
+    def test_a_dump_without_weights_says_so(self, dump):
+        with pytest.raises(KeyNotFoundError, match="dump_weight=True"):
+            dump.reader().weights()
 
     def test_its_repr_is_one_short_line(self, dump):
         dump.forward(0, 0, ("a", torch.ones(250), ""), ("b", torch.ones(1), ""))

@@ -1,0 +1,316 @@
+"""The sink that writes msit's layout: a folder for each run, a .pth file for each tensor.
+
+Beside the files of msit, the folder `hf_dumper/` of a run holds what they have no place for: the
+manifest, the run's facts, and its index, all as in the native layout. So nothing is lost, a run
+that is not whole says so, and every reader of an index reads this layout, too.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from hf_dumper.core.types import FORMAT_VERSION, Batch, Records, RunInfo, RunResult, Tick
+from hf_dumper.core.weights import Weight
+from hf_dumper.errors import CaptureError, DumpWriteError
+from hf_dumper.store.directory import writing
+from hf_dumper.store.dtypes import tensor_at, torch_dtype
+from hf_dumper.store.files import write_json
+from hf_dumper.store.layout import MANIFEST, MODEL_TREE, tensor_name
+from hf_dumper.store.manifest import add_note
+from hf_dumper.store.paths import Paths, prefixed
+from hf_dumper.store.pth import write_pth
+from hf_dumper.store.run_writer import RunWriter
+from hf_dumper.store.shards import Places, nowhere
+from hf_dumper.store.sheets import AnalysisSheet, StatisticsSheets
+from hf_dumper.store.weights import write_weight_files
+
+KIND: Final = "hf_dumper msit dump"
+"""Value of `kind` in the manifest of every run in this layout."""
+
+SIDECAR: Final = "hf_dumper"
+"""Folder, in that of a run, with what msit has no place for."""
+
+TENSORS: Final = "torch_tensors"
+
+FOLDER: Final = re.compile(r"msit_dump_\d{8}_\d{6}(?:_(\d+))?")
+"""Name of a run's folder; the number of the run follows the time, unless it is 0."""
+
+
+class MsitSink:
+    """Writes each run into a folder of its own below `path`, which may hold anything else.
+
+    `run` is the number of the run that was opened last; numbers go on from those that are there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        *,
+        tree: Mapping[str, Any] | None = None,
+        tensors: bool = True,
+        statistics: bool = False,
+        analyze: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        """Create the folder at `path`, but none of a run.
+
+        The arguments are those of a DirectorySink. Nothing is ever overwritten. `device` is where
+        the model is, such as "cuda0".
+
+        Raises:
+            DumpWriteError: the folder cannot be written.
+        """
+        self.path = Path(path)
+        self.run = -1
+        self._manifest = dict(manifest)
+        self._tree = None if tree is None else _named_as_msit(tree)
+        self._tensors = tensors
+        self._statistics = statistics
+        self._analyze = analyze
+        self._inside = f"{TENSORS}/{device}_{os.getpid()}"
+        self._time = f"{datetime.now():%Y%m%d_%H%M%S}"
+        self._keepers: dict[str, Callable[[Path], object]] = {}
+        self._weights: Sequence[Weight] = ()
+        self._folders: list[Path] = []
+        self._writing: _Run | None = None
+        pa.array([0])  # imports pandas on its first call, which is no work for the first forward
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Add a JSON-ready fact to the manifest of every run of this sink, beside the identity.
+
+        Raises:
+            CaptureError: the manifest uses the name itself.
+            DumpWriteError: a manifest cannot be written.
+        """
+        with writing(self.path):
+            for folder in self._folders:
+                add_note(folder / SIDECAR, name, value)
+        self._manifest[name] = dict(value)
+
+    def keep(self, name: str, save: Callable[[Path], object]) -> None:
+        """Have `save` write the folder `name` into that of every run."""
+        self._keepers[name] = save
+
+    def keep_weights(self, weights: Sequence[Weight]) -> None:
+        """Write the weights into the folder of the next run."""
+        self._weights = weights
+
+    def open_run(self, run: RunInfo) -> None:
+        """Begin a run under its number, or under the next free one when that is -1.
+
+        Raises:
+            DumpWriteError: the number is taken, or the folder cannot be written.
+        """
+        if self._writing:
+            msg = f"Run {self.run} of {self.path} is still open."
+            raise CaptureError(msg)
+        with writing(self.path):
+            number, folder = _claim(self.path, self._time, run.run)
+            self._furnish(folder)
+            self._writing = _Run(
+                folder,
+                self._inside,
+                replace(run, run=number),
+                tensors=self._tensors,
+                statistics=self._statistics,
+                analyze=self._analyze,
+            )
+        self._folders.append(folder)
+        self.run = number
+
+    def write(self, batch: Batch) -> None:
+        """Write a batch of the open run.
+
+        Raises:
+            DumpWriteError: the folder cannot be written.
+        """
+        with writing(self.path):
+            self._open_run().write(batch)
+
+    def commit_run(self, result: RunResult) -> None:
+        """End the run. After an error it stays readable, and marked as not complete.
+
+        Raises:
+            DumpWriteError: the folder cannot be written.
+        """
+        run = self._open_run()
+        try:
+            with writing(self.path):
+                run.commit(result)
+        finally:
+            self._writing = None
+            run.close()
+
+    def close(self) -> None:
+        """End an open run as incomplete; may be called twice."""
+        if self._writing:
+            self.commit_run(RunResult({}, {}, incomplete="closed before the run ended"))
+
+    def _open_run(self) -> "_Run":
+        if self._writing is None:
+            msg = f"No run of {self.path} is open."
+            raise CaptureError(msg)
+        return self._writing
+
+    def _furnish(self, folder: Path) -> None:
+        """Write what a run's folder holds besides the run; the manifest comes last."""
+        inside, sidecar = folder / self._inside, folder / SIDECAR
+        inside.mkdir(parents=True)
+        sidecar.mkdir()
+        if self._tree is not None:
+            write_json(inside / MODEL_TREE, self._tree)
+        for name, save in self._keepers.items():
+            save(folder / name)
+        if self._weights:
+            write_weight_files(folder, f"{self._inside}/weights", sidecar, self._weights)
+            self._weights = ()
+        head = {"kind": KIND, "format_version": FORMAT_VERSION}
+        own = {"tensors": self._inside}
+        write_json(sidecar / MANIFEST, head | self._manifest | head | own)
+
+
+class _Run:
+    """One run being written: files for its tensors, sheets, and the index of a RunWriter."""
+
+    def __init__(
+        self,
+        folder: Path,
+        inside: str,
+        info: RunInfo,
+        *,
+        tensors: bool,
+        statistics: bool,
+        analyze: bool,
+    ) -> None:
+        paths = Paths(".pth")
+        self._files = PthFiles(folder, inside, paths)
+        self._paths = paths
+        self._sheets: list[Callable[[pa.RecordBatch], None]] = []
+        self._analysis = AnalysisSheet(folder) if analyze else None
+        if statistics:
+            self._sheets.append(StatisticsSheets(folder / inside, paths).add)
+        if self._analysis:
+            self._sheets.append(self._analysis.add)
+        place = folder / SIDECAR / "rank-0"
+        place.mkdir()
+        self._writer = RunWriter(
+            place,
+            info,
+            rank=0,
+            shards=self._files if tensors else None,
+            statistics=statistics or analyze,
+            on_forward=self._end_forward,
+        )
+
+    def write(self, batch: Batch) -> None:
+        self._paths.begin(batch.tick)
+        self._files.begin(batch.tick)
+        self._writer.write(batch)
+
+    def commit(self, result: RunResult) -> None:
+        self._writer.commit(result)
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._analysis:
+            self._analysis.close()
+
+    def _end_forward(self, index: pa.RecordBatch) -> None:
+        for add in self._sheets:
+            add(index)
+
+
+class PthFiles:
+    """The tensors of one run, a file each: what a RunWriter asks of shards.
+
+    Aliases are written out, as their owner's file once more.
+    """
+
+    def __init__(self, top: Path, inside: str, paths: Paths) -> None:
+        """Write to where `paths` says, below the folder `inside` of `top`."""
+        self.bytes = 0
+        self._top = top
+        self._inside = inside
+        self._paths = paths
+        self._forward = -1
+        self._written: list[str | None] = []
+        self._folders: set[Path] = set()
+
+    def begin(self, tick: Tick) -> None:
+        """Take tensors of this forward from now on."""
+        if tick.forward != self._forward:
+            self._forward = tick.forward
+            self._written.clear()
+            self._folders.clear()
+
+    def store(self, forward: int, records: Records) -> Places:
+        """Write the tensors of records; return where they are."""
+        places = nowhere(len(records))
+        for i, (what, call, _, _, span, alias_of) in enumerate(records):
+            name = None
+            if span is not None or (alias_of is not None and self._written[alias_of] is not None):
+                file = self._paths.file(what.module, what.slot, what.op, call)
+                name = f"{self._inside}/{file}"
+                path = self._prepared(name)
+                if span is None:
+                    shutil.copyfile(self._top / str(self._written[alias_of or 0]), path)
+                else:
+                    dtype = torch_dtype(what.dtype)
+                    if dtype is None:
+                        msg = f"{path}: torch knows no type {what.dtype!r}."
+                        raise DumpWriteError(msg)
+                    tensor = tensor_at(span.chunk.memory, span.offset, dtype, what.shape)
+                    write_pth(path, tensor)
+                    self.bytes += what.nbytes
+                places.shard[i], places.offset[i] = name, 0
+                places.tensor[i] = tensor_name(forward, what.module, what.slot, call, what.op)
+            self._written.append(name)
+        return places
+
+    def finish(self) -> None:
+        """Do nothing: every file is whole already."""
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+    def _prepared(self, name: str) -> Path:
+        path = self._top / name
+        if path.parent not in self._folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folders.add(path.parent)
+        return path
+
+
+def _claim(path: Path, time: str, wanted: int) -> tuple[int, Path]:
+    """Create the folder of a run; return its number and itself."""
+    taken = [int(m[1] or 0) for child in path.iterdir() if (m := FOLDER.fullmatch(child.name))]
+    if wanted in taken:
+        msg = f"Run {wanted} exists in {path} already; run=-1 takes the next free number."
+        raise DumpWriteError(msg)
+    number = wanted if wanted >= 0 else max(taken, default=-1) + 1
+    while True:
+        folder = path / (f"msit_dump_{time}_{number}" if number else f"msit_dump_{time}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1  # another process was quicker
+        else:
+            return number, folder
+
+
+def _named_as_msit(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": prefixed(tree["name"]),
+        "type": tree.get("type"),
+        "children": [_named_as_msit(child) for child in tree.get("children", ())],
+    }

@@ -1,0 +1,137 @@
+"""A dump as NumPy files, for programs that know neither torch nor us."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_dumper.core.protocols import DumpReader
+from hf_dumper.core.types import ROOT, SKIPPED, Phase, TensorKey, Tick
+from hf_dumper.core.weights import Weight
+from hf_dumper.store.files import temporary, write_json
+from hf_dumper.store.layout import INDEX_SCHEMA, MANIFEST, RUN
+from hf_dumper.store.paths import Paths, escaped
+
+INDEX: Final = "index.csv"
+
+COLUMNS: Final = (
+    *("file", "stored_as"),
+    *(name for name in INDEX_SCHEMA.names if name not in ("shard", "tensor", "offset")),
+)
+
+_BITS: Final = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
+
+_NOT_NUMPY: Final = frozenset(
+    getattr(torch, name)
+    for name in dir(torch)
+    if name.startswith(("float8", "float4")) or name in ("bfloat16", "complex32")
+)
+
+
+def write_npy(
+    reader: DumpReader,
+    out: Path,
+    weights: Sequence[Weight] = (),
+    on_progress: Callable[[int], None] = lambda _n: None,
+) -> None:
+    """Write every tensor of a dump into an .npy file of its own, with an index of them.
+
+    A type that NumPy lacks is stored as its bits in an unsigned integer of the same width:
+    `stored_as` of the index is the type in the file, `dtype` the type of the values.
+
+    Raises:
+        DumpFormatError: a file of the dump is damaged.
+        OSError: the folder cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / MANIFEST, dict(reader.manifest) | {"kind": "hf_dumper npy export"})
+    index = out / INDEX
+    unfinished = temporary(index)
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        table.writeheader()
+        for run in reader.runs():
+            for row in _run(reader, run, out):
+                table.writerow(_plain(row))
+                on_progress(1)
+        for weight in weights:
+            table.writerow(_plain(_weight(weight, out)))
+    unfinished.replace(index)
+
+
+def as_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return the values of a tensor, or their bits where NumPy has no such type."""
+    plain = tensor.detach().contiguous()
+    if plain.dtype in _NOT_NUMPY:
+        plain = plain.view(_BITS[plain.dtype.itemsize])
+    return plain.numpy()
+
+
+def _run(reader: DumpReader, run: int, out: Path) -> Iterator[dict[str, Any]]:
+    """Write a run; yield a row of the index for each record, also for one without values."""
+    folder = f"run_{run:06d}"
+    (out / folder).mkdir(exist_ok=True)
+    write_json(out / folder / RUN, reader.run_info(run))
+    _write_positions(reader, run, out / folder / "positions.csv")
+    paths = Paths(".npy")
+    for row in reader.index(run).to_pylist():
+        place: dict[str, Any] = {}
+        if row["status"] != SKIPPED and row["shard"] is not None:
+            key = TensorKey(*(row[name] for name in TensorKey._fields))
+            paths.begin(Tick(run, row["forward"], Phase(row["phase"]), row["token"]))
+            file = f"{folder}/{paths.file(row['module'], row['slot'], row['op'], row['call'])}"
+            place = {"file": file, "stored_as": _save(out / file, reader.load_key(key))}
+        yield row | place
+
+
+def _write_positions(reader: DumpReader, run: int, path: Path) -> None:
+    table = reader.positions(run)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(table.column_names)
+        writer.writerows(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _weight(weight: Weight, out: Path) -> dict[str, Any]:
+    """Write a weight, if it has values; return its row: further names are in `param`."""
+    first, *others = weight.names
+    module, _, name = first.rpartition(".")
+    row: dict[str, Any] = {
+        "module": module or ROOT,
+        "slot": f"{weight.kind}.{name}",
+        "param": " ".join(others),
+        "dtype": weight.dtype,
+        "shape": list(weight.shape),
+        "nbytes": weight.nbytes,
+        "reason": weight.reason,
+        "status": SKIPPED if weight.reason else "stored",
+    }
+    if weight.reason:
+        return row
+    file = f"weights/{escaped(f'root.{first}')}.npy"
+    return row | {"file": file, "stored_as": _save(out / file, weight.load())}
+
+
+def _save(path: Path, tensor: torch.Tensor) -> str:
+    """Write an .npy file, which appears whole; return the type that it holds."""
+    array = as_numpy(tensor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = temporary(path)
+    with unfinished.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    unfinished.replace(path)
+    return str(array.dtype)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cells of a row of the index; a list is JSON, what is not known is empty."""
+    cells = ((name, row.get(name)) for name in COLUMNS)
+    return {
+        name: json.dumps(value) if isinstance(value, list) else "" if value is None else value
+        for name, value in cells
+    }

@@ -1,0 +1,220 @@
+"""A dump that is read, as the batches that a sink takes: so one layout becomes another."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from hf_dumper.core.arena import Arena, Chunk
+from hf_dumper.core.protocols import DumpReader, Sink
+from hf_dumper.core.statistics import FIELDS, TABLE
+from hf_dumper.core.types import (
+    ALIASED,
+    SKIPPED,
+    Batch,
+    Description,
+    Phase,
+    Records,
+    RunInfo,
+    RunResult,
+    TensorKey,
+    Tick,
+)
+from hf_dumper.errors import DumpFormatError
+
+_BATCH_BYTES: Final = 16 << 20
+_UNKNOWN: Final = -2
+"""A position that the mask does not tell."""
+
+_OWN_FACTS: Final = frozenset(
+    {"run", "complete", "incomplete", "kind", "regime", "prompt", "counts", "forwards", "tokens"}
+    | {"records", "bytes"}
+)
+"""What a RunWriter writes into `run.json` itself."""
+
+Row = Mapping[str, Any]
+OnProgress = Callable[[int], None]
+"""Is told how many records were written just now."""
+
+
+def replay_run(
+    reader: DumpReader, run: int, sink: Sink, on_progress: OnProgress = lambda _n: None
+) -> None:
+    """Write one run of an open dump into a sink, as it was captured.
+
+    A run that is not whole stays marked as such.
+
+    Raises:
+        DumpFormatError: several processes wrote the run, or a file of it is damaged.
+        DumpWriteError: the sink cannot write.
+    """
+    info, index = reader.run_info(run), reader.index(run)
+    if pc.unique(index.column("rank")).to_pylist() not in ([], [0]):
+        msg = f"Run {run} of {reader.path} was written by several processes; it stays as it is."
+        raise DumpFormatError(msg)
+    sink.open_run(
+        RunInfo(
+            run,
+            str(info.get("kind")),
+            info.get("regime") or {},
+            info.get("prompt") or {},
+            index.num_rows,
+        )
+    )
+    arena = Arena()
+    for batch in _batches(reader, run, index, arena):
+        sink.write(batch)
+        for chunk in batch.spent:
+            arena.release(chunk)
+        on_progress(batch.count)
+    sink.commit_run(_result(info))
+
+
+def _result(info: Mapping[str, Any]) -> RunResult:
+    reason = None
+    if info.get("complete") is not True:
+        reason = str(info.get("incomplete") or "stopped before its end")
+    facts = {name: value for name, value in info.items() if name not in _OWN_FACTS}
+    return RunResult(facts, info.get("counts") or {}, reason)
+
+
+def _batches(reader: DumpReader, run: int, index: pa.Table, arena: Arena) -> Iterator[Batch]:
+    positions = _positions(reader.positions(run))
+    forwards = sorted({*positions, *pc.unique(index.column("forward")).to_pylist()})
+    token = 0
+    for forward in forwards:
+        rows = index.filter(pc.equal(index.column("forward"), forward)).to_pylist()
+        token = rows[0]["token"] if rows else token
+        phase = Phase(rows[0]["phase"]) if rows else Phase.FORWARD
+        tick = Tick(run, forward, phase, token, **positions.get(forward, {}))
+        yield from _Forward(reader, tick, rows, arena).batches()
+
+
+class _Forward:
+    """The records of one forward on their way back into memory."""
+
+    def __init__(self, reader: DumpReader, tick: Tick, rows: Sequence[Row], arena: Arena) -> None:
+        self._reader = reader
+        self._tick = tick
+        self._rows = rows
+        self._arena = arena
+        calls = ((row["seq_in"], row["seq_out"]) for row in rows if row["seq_in"] is not None)
+        self._calls = {call: i for i, call in enumerate(dict.fromkeys(calls))}
+        self._owners = list(_owners(rows))
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield all records; the last batch ends the forward."""
+        calls = [(start, -1 if end is None else end) for start, end in self._calls]
+        parts = list(self._parts())
+        for i, (first, stop) in enumerate(parts):
+            chunk, records = self._records(first, stop)
+            spent = () if chunk is None else (chunk,)
+            is_last = i == len(parts) - 1
+            yield Batch(
+                self._tick,
+                lambda records=records: records,  # type: ignore[misc]
+                stop - first,
+                calls if is_last else None,
+                spent,
+            )
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        """Yield half-open ranges of rows whose bytes fit into one batch."""
+        first = total = 0
+        for i in range(len(self._rows)):
+            nbytes = self._nbytes(i)
+            if i > first and total + nbytes > _BATCH_BYTES:
+                yield first, i
+                first, total = i, 0
+            total += nbytes
+        yield first, len(self._rows)
+
+    def _nbytes(self, i: int) -> int:
+        row = self._rows[i]
+        has_bytes = row["shard"] is not None and self._owners[i] is None
+        return int(row["nbytes"]) if has_bytes else 0
+
+    def _records(self, first: int, stop: int) -> tuple[Chunk | None, Records]:
+        rows, owners = self._rows[first:stop], self._owners[first:stop]
+        own = [r["shard"] is not None and o is None for r, o in zip(rows, owners, strict=True)]
+        total = sum(self._nbytes(i) for i in range(first, stop))
+        chunk = self._arena.take(total) if any(own) else None
+        offsets: list[int | None] = [None] * len(rows)
+        end = 0
+        for i, row in enumerate(rows):
+            if own[i] and chunk is not None:
+                offsets[i] = end
+                end += self._copy(row, chunk, end)
+        return chunk, Records(
+            [_description(row) for row in rows],
+            [row["call"] for row in rows],
+            [self._calls.get((row["seq_in"], row["seq_out"]), -1) for row in rows],
+            [row["hash"] for row in rows],
+            offsets,
+            owners,
+            chunk,
+            dict(_described(rows, owners)),
+        )
+
+    def _copy(self, row: Row, chunk: Chunk, offset: int) -> int:
+        """Copy the values of a row into the chunk; return their number of bytes."""
+        tensor = self._reader.load_key(TensorKey(*(row[name] for name in TensorKey._fields)))
+        if not tensor.numel():
+            return 0
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        memory = np.frombuffer(chunk.memory, np.uint8, flat.numel(), offset)
+        np.copyto(memory, flat.numpy())
+        return int(flat.numel())
+
+
+def _owners(rows: Sequence[Row]) -> Iterator[int | None]:
+    """Yield, for each row, the earlier one whose bytes it has when it is an alias."""
+    first: dict[tuple[object, ...], int] = {}
+    for i, row in enumerate(rows):
+        same = (row["hash"], row["dtype"], tuple(row["shape"] or ()))
+        # An alias without an owner, as another tool may write it, has bytes of its own.
+        yield first.get(same) if row["status"] == ALIASED else None
+        if row["hash"] is not None and row["status"] != SKIPPED:
+            first.setdefault(same, i)
+
+
+def _description(row: Row) -> Description:
+    texts = {name: row[name] or "" for name in ("slot", "param", "op", "axes", "dtype", "device")}
+    return Description(
+        module=row["module"],
+        class_name=row["class"] or "",
+        shape=tuple(row["shape"] or ()),
+        nbytes=row["nbytes"] or 0,
+        reason=(row["reason"] or "not recorded") if row["status"] == SKIPPED else "",
+        **texts,
+    )
+
+
+def _described(
+    rows: Sequence[Row], owners: Sequence[int | None]
+) -> Iterator[tuple[int, NDArray[np.void]]]:
+    """Yield the statistics that rows have, so that they are not computed again."""
+    for i, (row, owner) in enumerate(zip(rows, owners, strict=True)):
+        if owner is None and row["count"] is not None:
+            values = tuple(np.nan if row[name] is None else row[name] for name in FIELDS)
+            yield i, np.array([values], TABLE)
+
+
+def _positions(table: pa.Table) -> dict[int, dict[str, Any]]:
+    """Return rows, columns and positions of each forward, as a Tick has them."""
+    columns = (table.column(name).fill_null(_UNKNOWN) for name in table.column_names)
+    forward, row, column, position = (np.asarray(values.to_numpy()) for values in columns)
+    found: dict[int, dict[str, Any]] = {}
+    for number in np.unique(forward).tolist():
+        here = forward == number
+        shape = (int(row[here].max()) + 1, int(column[here].max()) + 1)
+        known = np.full(shape, -1, np.int32)
+        known[row[here], column[here]] = position[here]
+        is_known = (position[here] != _UNKNOWN).all()
+        positions = known if is_known else None
+        found[number] = {"rows": shape[0], "cols": shape[1], "positions": positions}
+    return found
