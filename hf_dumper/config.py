@@ -19,15 +19,13 @@ _LATER = (
     "dump_weight",
     "dump_kv_cache",
     "layout",
-    "max_bytes",
-    "on_error",
-    "durable",
     "allow_eager",
 )
 """Fields whose feature a later release brings: until then only the default is taken."""
 
 INPUTS, OUTPUTS, BOTH_PARTS = 0, 1, 2
 TENSORS, STATISTICS, BOTH = 0, 1, 2
+WARN, RAISE = "warn", "raise"
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,11 @@ class DumpConfig:
         seed: Run every generation and bare forward under `seeded(seed)`; None leaves the process
         alone. layout: "native", or "msit".
         overwrite: Replace a dump of something else that lies at `dump_path`.
-        max_bytes: Bound on the bytes of the dump; None means no bound.
-        on_error: "warn" or "raise", for errors of the dump itself.
-        durable: Flush every run to the disk (fsync).
+        max_bytes: Bound on what the files of the dump take together; where it is reached, the
+            recording ends, as with any other error of the dump. None means no bound.
+        on_error: What an error of the dump itself does: "warn" ends the recording of the run, the
+            generation goes on; "raise" stops the generation at the next token.
+        durable: Wait for the disk (fsync) at the end of every run.
         hash_weights: Hash the weights into the manifest.
         allow_eager: Run a compiled model without its compilation instead of refusing it.
 
@@ -87,7 +87,7 @@ class DumpConfig:
     layout: str = "native"
     overwrite: bool = False
     max_bytes: int | None = None
-    on_error: str = "warn"
+    on_error: str = WARN
     durable: bool = False
     hash_weights: bool = True
     allow_eager: bool = False
@@ -109,6 +109,8 @@ class DumpConfig:
             if field.type in (bool, "bool") and not isinstance(getattr(self, field.name), bool):
                 msg = f"{field.name} must be True or False, not {getattr(self, field.name)!r}."
                 raise ConfigError(msg)
+        _check_choice("on_error", self.on_error, (WARN, RAISE))
+        _check_bound(self.max_bytes)
         _check_int("device_id", self.device_id)
         _check_int("seed", self.seed)
         _check_names(self.layer_name)
@@ -173,9 +175,9 @@ def _listed(name: str, value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _check_choice(name: str, value: object, choices: tuple[int, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if isinstance(value, bool) or value not in choices:
-        msg = f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}."
+        msg = f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}."
         raise ConfigError(msg)
 
 
@@ -183,6 +185,13 @@ def _check_int(name: str, value: Any) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (whole and 0 <= value < 2**64):
         msg = f"{name} must be an integer from 0 to 2**64 - 1, or None, not {value!r}."
+        raise ConfigError(msg)
+
+
+def _check_bound(value: object) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is not None and not whole:
+        msg = f"max_bytes must be a number of bytes above 0, or None, not {value!r}."
         raise ConfigError(msg)
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,10 @@ from hf_dumper.config import BOTH, STATISTICS, TENSORS, DumpConfig
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.types import Batch, RunInfo, RunResult
 from hf_dumper.store import BackgroundSink, DirectorySink
+from hf_dumper.store.directory import open_folder
+
+if TYPE_CHECKING:
+    from hf_dumper.store.lock import DumpLock
 
 
 class ModelDump:
@@ -26,7 +30,7 @@ class ModelDump:
     Raises:
         DumpIdentityError: the folder holds a dump of something else.
         DumpFormatError: the folder is not empty and is no dump.
-        DumpWriteError: the folder cannot be written.
+        DumpWriteError: the folder cannot be written, or another process is writing it.
     """
 
     def __init__(
@@ -34,12 +38,17 @@ class ModelDump:
     ) -> None:
         """Create the folder with its manifest."""
         self.path = Path(config.dump_path or fresh_folder("hf_dump"))
+        self._lock: DumpLock | None = open_folder(self.path)
         self.arena = Arena()
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
         self._runs = 0
-        self._prepare(overwrite=config.overwrite)
+        try:
+            self._prepare(overwrite=config.overwrite)
+        except BaseException:
+            self._lock = None  # a traceback keeps us alive, and must not keep the dump locked
+            raise
 
     def open_run(self, run: RunInfo) -> int:
         """Open a run and return its number.
@@ -74,13 +83,21 @@ class ModelDump:
         """
         self._sink.commit_run(result)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why nothing more of the open run is written, None while all is well."""
+        return self._sink.failure
+
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Add a fact to the manifest, outside of its identity."""
         self._directory.note(name, value)
 
     def close(self) -> None:
-        """End an open run as incomplete."""
-        self._sink.close()
+        """End an open run as incomplete, and let other processes write the dump."""
+        try:
+            self._sink.close()
+        finally:
+            self._lock = None
 
     def _prepare(self, *, overwrite: bool) -> None:
         is_new = overwrite or not (self.path / "manifest.json").exists()
@@ -93,6 +110,8 @@ class ModelDump:
             tensors=mode in (TENSORS, BOTH),
             statistics=mode in (STATISTICS, BOTH),
             overwrite=overwrite,
+            max_bytes=self._config.max_bytes,
+            durable=self._config.durable,
         )
         self._sink = BackgroundSink(self._directory, self.arena)
         self._is_new, self._fingerprint = is_new, now

@@ -17,9 +17,6 @@ LATER = {
     "dump_weight": True,
     "dump_kv_cache": True,
     "layout": "msit",
-    "max_bytes": 1000,
-    "on_error": "raise",
-    "durable": True,
     "allow_eager": True,
 }
 ACCEPTED = [
@@ -39,6 +36,9 @@ ACCEPTED = [
     {"dump_last_logits": True},
     {"seed": 0},
     {"overwrite": True},
+    {"max_bytes": 1},
+    {"on_error": "raise"},
+    {"durable": True},
     {"hash_weights": False},
 ]
 REFUSED = [
@@ -71,6 +71,12 @@ REFUSED = [
     ({"overwrite": 1}, "overwrite must be True or False"),
     ({"dump_last_logits": None}, "dump_last_logits must be True or False"),
     ({"hash_weights": "no"}, "hash_weights must be True or False"),
+    ({"max_bytes": 0}, "max_bytes must be a number of bytes above 0"),
+    ({"max_bytes": True}, "max_bytes must be a number of bytes above 0"),
+    ({"max_bytes": "2GB"}, "max_bytes must be a number of bytes above 0"),
+    ({"on_error": "ignore"}, "on_error must be one of .warn., .raise."),
+    ({"on_error": None}, "on_error must be one of"),
+    ({"durable": 1}, "durable must be True or False"),
 ]
 
 
