@@ -372,10 +372,9 @@ class DumpSession(HookOwner):
         described = {} if inputs is None else input_facts(self._model, inputs)
         counts = {**snapshot.counts, "skipped_by_reason": dict(snapshot.skipped), "discarded": 0}
         self._stored += snapshot.counts.total() - snapshot.counts[SKIPPED]
-        reasons = [] if cause is None else [f"{type(cause).__name__}: {cause}"]
-        if observer.left_out:
-            reasons.append(f"forwards that were not recorded after that: {observer.left_out}")
-        result = RunResult({**facts, "inputs": described}, counts, "; ".join(reasons) or None)
+        reason = None if cause is None else f"{type(cause).__name__}: {cause}"
+        facts = {**facts, "inputs": described}
+        result = RunResult(facts, counts, reason, observer.left_out)
         try:
             self._dump.commit_run(result)
         except DumpWriteError as failure:

@@ -55,6 +55,7 @@ class BackgroundSink:
             raise CaptureError(msg)
         self._inner.open_run(run)
         self.failure, self.dropped, self._is_dead = None, 0, False
+        self._arena.write_off()  # nobody writes: what is still out will not come back
         # A daemon, so that an interpreter which exits in the middle of a run does not wait for it.
         self._queue = Queue()
         thread = threading.Thread(
@@ -117,7 +118,8 @@ class BackgroundSink:
             interruption = self.failure = error
             self._join()
         if self.failure is not None:
-            result = _with_reason(result, self._reason(self.failure))
+            counts = {**result.counts, "discarded": self.dropped}
+            result = _with_reason(replace(result, counts=counts), self._reason(self.failure))
         try:
             self._inner.commit_run(result)
         except Exception as error:  # whatever a sink raises, the first failure is the one to tell

@@ -128,6 +128,8 @@ class RunWriter:
             reasons = [result.incomplete, *reasons]
         if self._unfinished:
             reasons.append(f"forwards that did not end: {', '.join(map(str, self._unfinished))}")
+        if result.unrecorded:
+            reasons.append(f"forwards that were not recorded after that: {result.unrecorded}")
         facts = dict(result.facts) | self._facts(complete=not reasons) | self._sums(result)
         facts["incomplete"] = "; ".join(reasons) or None
         write_json(self._run_folder / layout.RUN, facts, durable=self._durable)

@@ -272,3 +272,13 @@ def test_a_thread_that_cannot_be_started_stops_the_generation_if_asked_to(
             generate(model)
     generate(model)
     session.close()
+
+
+def test_interruptions_do_not_use_up_the_memory_for_copies(model, session, monkeypatch):
+    for _ in range(12):  # more than there are chunks
+        once(monkeypatch, BackgroundSink, "write")
+        with pytest.raises(KeyboardInterrupt):
+            generate(model, TOKENS)
+    generate(model, TOKENS)
+    assert session._dump.arena.bytes_in_flight == 0
+    session.close()

@@ -130,3 +130,12 @@ def test_free_chunks_stay_while_the_bound_allows_it():
         arena.release(chunk)
     arena.take(3 * PAGE)
     assert not any(chunk.memory.closed for chunk in chunks)
+
+
+def test_chunks_that_are_written_off_make_room_for_others():
+    arena = Arena(PAGE, 2 * PAGE)
+    for _ in range(2):
+        arena.take(1)
+    arena.write_off()
+    assert arena.bytes_in_flight == 0
+    arena.release(arena.take(1))  # would wait for ever
