@@ -16,9 +16,6 @@ _LATER = (
     "api_list",
     "mode",
     "dump_kv_cache",
-    "max_bytes",
-    "on_error",
-    "durable",
     "allow_eager",
 )
 """Fields whose feature a later release brings: until then only the default is taken."""
@@ -26,6 +23,7 @@ _LATER = (
 INPUTS, OUTPUTS, BOTH_PARTS = 0, 1, 2
 TENSORS, STATISTICS, BOTH = 0, 1, 2
 LAYOUTS = NATIVE, MSIT = "native", "msit"
+WARN, RAISE = "warn", "raise"
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,11 @@ class DumpConfig:
         layout: "native", or "msit": a .pth file per tensor, in a new folder `msit_dump_<time>`
             for each run, so that nothing is ever overwritten.
         overwrite: Replace a dump of something else that lies at `dump_path`.
-        max_bytes: Bound on the bytes of the dump; None means no bound.
-        on_error: "warn" or "raise", for errors of the dump itself.
-        durable: Flush every run to the disk (fsync).
+        max_bytes: Bound on what the files of the dump take together; where it is reached, the
+            recording ends, as with any other error of the dump. None means no bound.
+        on_error: What an error of the dump itself does: "warn" ends the recording of the run, the
+            generation goes on; "raise" stops the generation at the next token.
+        durable: Wait for the disk (fsync) at the end of every run.
         hash_weights: Hash the weights into the manifest.
         allow_eager: Run a compiled model without its compilation instead of refusing it.
 
@@ -89,7 +89,7 @@ class DumpConfig:
     layout: str = "native"
     overwrite: bool = False
     max_bytes: int | None = None
-    on_error: str = "warn"
+    on_error: str = WARN
     durable: bool = False
     hash_weights: bool = True
     allow_eager: bool = False
@@ -114,6 +114,13 @@ class DumpConfig:
             if field.type in (bool, "bool") and not isinstance(getattr(self, field.name), bool):
                 msg = f"{field.name} must be True or False, not {getattr(self, field.name)!r}."
                 raise ConfigError(msg)
+        _check_choice("on_error", self.on_error, (WARN, RAISE))
+        _check_bound(self.max_bytes)
+        if self.layout == MSIT and (self.max_bytes is not None or self.durable):
+            msg = (
+                "max_bytes and durable need layout='native': msit's has neither a bound nor fsync."
+            )
+            raise ConfigError(msg)
         _check_int("device_id", self.device_id)
         _check_int("seed", self.seed)
         _check_names(self.layer_name)
@@ -178,9 +185,9 @@ def _listed(name: str, value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _check_choice(name: str, value: object, choices: tuple[int, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if isinstance(value, bool) or value not in choices:
-        msg = f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}."
+        msg = f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}."
         raise ConfigError(msg)
 
 
@@ -188,6 +195,13 @@ def _check_int(name: str, value: Any) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (whole and 0 <= value < 2**64):
         msg = f"{name} must be an integer from 0 to 2**64 - 1, or None, not {value!r}."
+        raise ConfigError(msg)
+
+
+def _check_bound(value: object) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is not None and not whole:
+        msg = f"max_bytes must be a number of bytes above 0, or None, not {value!r}."
         raise ConfigError(msg)
 
 

@@ -21,7 +21,7 @@ _PACKAGES = (
     "numpy",
     "torch_npu",
 )
-_NOT_IDENTITY = ("dump_path", "overwrite", "on_error", "durable", "hash_weights")
+_NOT_IDENTITY = ("dump_path", "overwrite", "max_bytes", "on_error", "durable", "hash_weights")
 _NOT_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 

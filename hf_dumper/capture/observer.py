@@ -41,7 +41,8 @@ class Observer:
     """Records the forwards of one run at a time.
 
     `modules` are (name, module) of what is tapped; empty for last logits only. A failure of ours
-    ends the recording of the run, is kept in `failure`, and never reaches the model.
+    ends the recording of the run, is kept in `failure`, and never reaches the model. `left_out`
+    counts the forwards that were to be recorded after that.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Observer:
         self.clock = TokenClock()
         self.inputs: RootInputs | None = None
         self.failure: Exception | None = None
+        self.left_out = 0
+        self._stopped = False
         self._modules = modules
         self._tokens = tokens
         self._last_logits = last_logits
@@ -88,12 +91,13 @@ class Observer:
         announce_kernels(self.model, self._before_kernel, stack)
 
     def _before_kernel(self) -> None:
-        if self.snapshot.tick is not None and self.failure is None:
+        if self.snapshot.tick is not None and not self._stopped:
             self._guarded(self.snapshot.pause)
 
     def open_run(self, run: int, dump: BatchSink) -> None:
         """Start recording into `dump`; `start_generation` or `start_forward` opens the clock."""
         self.failure = None
+        self.left_out, self._stopped = 0, False
         self.inputs = None
         self._logits = None
         self._dump = dump
@@ -121,8 +125,10 @@ class Observer:
 
     def before_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the arguments of a forward of the root module."""
-        if self.failure is None:
+        if not self._stopped:
             self._guarded(lambda: self._begin_forward(args, kwargs))
+        elif not self.clock.generating or self.clock.token in self._tokens:
+            self.left_out += 1
 
     def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = read_inputs(self.model, args, kwargs)
@@ -145,7 +151,7 @@ class Observer:
         By then the forward before it is on disk: a kill loses no more than one that has ended.
         """
         self._dump.flush(before=self.clock.forward)
-        if self._last_logits and self.snapshot.tick is not None and self.failure is None:
+        if self._last_logits and self.snapshot.tick is not None and not self._stopped:
             self._logits = _logits(output)
             if not self.clock.generating:
                 self._guarded(self._take_logits)
@@ -159,10 +165,15 @@ class Observer:
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
-        if self.snapshot.tick is not None and self.failure is None:
+        if self.snapshot.tick is not None and not self._stopped:
             self._guarded(lambda: self._take("token_ids", ids[:, -1]))
         self.clock.advance(ids)
         self._guarded(self.snapshot.end)
+        self._intake.recording = False
+
+    def stop(self) -> None:
+        """Record nothing more in this run."""
+        self._stopped = True
         self._intake.recording = False
 
     def close_run(self) -> None:
@@ -204,7 +215,7 @@ class Observer:
 
     def _fail(self, error: Exception) -> None:
         self.failure = self.failure or error
-        self._intake.recording = False
+        self.stop()
 
 
 def _are_cores_taken() -> bool:

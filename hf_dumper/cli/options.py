@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from hf_dumper.cli.sizes import parse_size
 from hf_dumper.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ class Kept(StrEnum):
     tensors = "tensors"
     statistics = "statistics"
     both = "both"
+
+
+class OnError(StrEnum):
+    """What an error of the dump does."""
+
+    warn = "warn"
+    stop = "raise"
 
 
 @dataclass(frozen=True)
@@ -221,6 +229,29 @@ class DumpOptions:
             rich_help_panel=_DUMP,
         ),
     ] = None
+    max_bytes: Annotated[
+        int | None,
+        Option(
+            metavar="SIZE",
+            parser=parse_size,
+            help="Most that the dump may take on disk, such as 500MB.",
+            show_default="no bound",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    on_error: Annotated[
+        OnError | None,
+        Option(
+            metavar="warn|raise",
+            help="When the dump cannot be written: go on without it, or stop.",
+            show_default="warn",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
+    durable: Annotated[
+        bool | None,
+        Option("--durable", help="Wait for the disk after each run.", rich_help_panel=_DUMP),
+    ] = None
     no_hash_weights: Annotated[
         bool,
         Option(
@@ -241,9 +272,6 @@ class DumpOptions:
     mode: Annotated[Names, Option(hidden=True)] = None
     api_list: Annotated[Names, Option(hidden=True)] = None
     dump_kv_cache: Annotated[bool | None, Option(hidden=True)] = None
-    max_bytes: Annotated[int | None, Option(hidden=True)] = None
-    on_error: Annotated[str | None, Option(hidden=True)] = None
-    durable: Annotated[bool | None, Option(hidden=True)] = None
     allow_eager: Annotated[bool | None, Option(hidden=True)] = None
 
     def to_config(self, default: "Mapping[str, Any] | None" = None) -> "DumpConfig":
@@ -257,6 +285,8 @@ class DumpOptions:
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         file = options.pop("config")
         kept = options.pop("statistics")
+        if self.on_error is not None:
+            options["on_error"] = self.on_error.value
         options["hash_weights"] = False if options.pop("no_hash_weights") else None
         values = dict(default or {})
         values |= _read_json(file) if file is not None else {}

@@ -103,6 +103,12 @@ class Arena:
                 chunk.unmap()
             self._changed.notify_all()
 
+    def write_off(self) -> None:
+        """Count nothing as in flight: an interruption took a chunk from those who had it."""
+        with self._changed:
+            self._in_flight = 0
+            self._changed.notify_all()
+
     @property
     def _free_bytes(self) -> int:
         return len(self._free) * self._chunk_bytes

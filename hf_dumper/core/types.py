@@ -197,8 +197,12 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What is known of a run when it ends: facts, counts, and why it is not whole."""
+    """What is known of a run when it ends: facts, counts, and why it is not whole.
+
+    `unrecorded` is the number of forwards that were to be recorded after the recording had ended.
+    """
 
     facts: Mapping[str, Any]
     counts: Mapping[str, Any]
     incomplete: str | None = None
+    unrecorded: int = 0

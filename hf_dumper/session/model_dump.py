@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,10 @@ from hf_dumper.core.types import Batch, RunInfo, RunResult
 from hf_dumper.errors import DumpWarning
 from hf_dumper.session.notices import warn_caller
 from hf_dumper.store import BackgroundSink, DirectorySink, MsitSink
+from hf_dumper.store.directory import open_folder
+
+if TYPE_CHECKING:
+    from hf_dumper.store.lock import DumpLock
 
 
 class ModelDump:
@@ -30,7 +34,7 @@ class ModelDump:
     Raises:
         DumpIdentityError: the folder holds a dump of something else.
         DumpFormatError: the folder is not empty and is no dump.
-        DumpWriteError: the folder cannot be written.
+        DumpWriteError: the folder cannot be written, or another process is writing it.
     """
 
     def __init__(
@@ -38,14 +42,21 @@ class ModelDump:
     ) -> None:
         """Create the folder with its manifest."""
         self.path = Path(config.dump_path or fresh_folder("hf_dump"))
+        # A run in msit's layout has a folder of its own, which nobody else writes.
+        is_shared = config.layout != MSIT
+        self._lock: DumpLock | None = open_folder(self.path) if is_shared else None
         self.arena = Arena()
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
         self._runs = 0
-        self._prepare(overwrite=config.overwrite)
-        if not config.dump_last_logits:
-            self.arena.prepare()
+        try:
+            self._prepare(overwrite=config.overwrite)
+            if not config.dump_last_logits:
+                self.arena.prepare()
+        except BaseException:
+            self._lock = None  # a traceback keeps us alive, and must not keep the dump locked
+            raise
 
     def open_run(self, run: RunInfo) -> int:
         """Open a run and return its number.
@@ -80,13 +91,21 @@ class ModelDump:
         """
         self._sink.commit_run(result)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why nothing more of the open run is written, None while all is well."""
+        return self._sink.failure
+
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Add a fact to the manifest, outside of its identity."""
         self._directory.note(name, value)
 
     def close(self) -> None:
-        """End an open run as incomplete."""
-        self._sink.close()
+        """End an open run as incomplete, and let other processes write the dump."""
+        try:
+            self._sink.close()
+        finally:
+            self._lock = None
 
     def _prepare(self, *, overwrite: bool) -> None:
         is_new = overwrite or not (self.path / "manifest.json").exists()
@@ -111,7 +130,12 @@ class ModelDump:
     def _make(self, overwrite: bool) -> Callable[..., DirectorySink | MsitSink]:
         if self._config.layout == MSIT:
             return partial(MsitSink, device=main_device(self._model))
-        return partial(DirectorySink, overwrite=overwrite)
+        return partial(
+            DirectorySink,
+            overwrite=overwrite,
+            max_bytes=self._config.max_bytes,
+            durable=self._config.durable,
+        )
 
     def _keep_weights(self) -> None:
         weights = collect_weights(self._model, self._config.layer_name)

@@ -1,5 +1,6 @@
 """A session: one model, one configuration, one dump."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from hf_dumper.capture.modes import disable_compilation, plan_generation, refuse
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.seeding import determinism_facts, seeded
 from hf_dumper.capture.targets import select_modules
-from hf_dumper.config import INPUTS, OUTPUTS, STATISTICS, DumpConfig
+from hf_dumper.config import INPUTS, OUTPUTS, RAISE, STATISTICS, DumpConfig
 from hf_dumper.core.selection import parse_tokens
 from hf_dumper.core.types import SKIPPED, RunInfo, RunResult
 from hf_dumper.errors import (
@@ -35,6 +36,7 @@ from hf_dumper.errors import (
     EmptyDumpError,
     TokenNeverReachedWarning,
 )
+from hf_dumper.session.forked import forget_when_forked
 from hf_dumper.session.model_dump import ModelDump
 from hf_dumper.session.notices import warn_caller
 
@@ -82,6 +84,8 @@ class DumpSession(HookOwner):
         self._stored = 0
         self._paused = 0
         self._lost = False
+        self._raised: Exception | None = None
+        self._pid = os.getpid()
         self._scope: ExitStack | None = None
         self._thread: int | None = None
         self._depth = 0
@@ -92,6 +96,7 @@ class DumpSession(HookOwner):
         self._guard = ModelGuard.of(model)
         self._guard.join(self)
         self.arm()
+        forget_when_forked(self)
         model.__dict__["dump"] = self
 
     @property
@@ -233,7 +238,7 @@ class DumpSession(HookOwner):
     def _before_root(
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if self._paused:
+        if self._paused or self._closed:
             return
         if self._scope is not None and self._thread != threading.get_ident():
             msg = "Another thread runs the model while it is being dumped; use one thread."
@@ -249,7 +254,7 @@ class DumpSession(HookOwner):
         self._observer.before_root(args, kwargs)
 
     def _after_root(self, _module: torch.nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        if not self._depth or (self._thread or 0) != threading.get_ident():
+        if self._closed or not self._depth or (self._thread or 0) != threading.get_ident():
             return
         self._depth -= 1
         if self._depth or self._scope is None:
@@ -282,6 +287,7 @@ class DumpSession(HookOwner):
     def _on_token(self, ids: torch.Tensor) -> None:
         if self._follows():
             self._observer.see_token(ids)
+            self._stop_if_failed()
 
     def _follows(self) -> bool:
         """Tell whether a callback belongs to a run.
@@ -296,20 +302,35 @@ class DumpSession(HookOwner):
             raise CaptureError(msg)
         return True
 
+    def forget(self) -> None:
+        """Leave the model to this forked process, and the dump to the one that it is from."""
+        self._closed = True
+        self._observer.stop()
+        self.disarm()
+        self._guard.leave(self)
+
     # --- runs ------------------------------------------------------------------------------------
 
     def _begin_run(self, kind: str, prompt: Mapping[str, Any], expected: int) -> bool:
-        """Open a run; False when it cannot be written, which is a warning and no more."""
+        """Open a run; False when it cannot be written, which is a warning and no more.
+
+        Raises:
+            DumpWriteError: it cannot be written, with `on_error="raise"`.
+        """
         refuse_compiled(self._model)
-        self._lost = False
+        self._lost, self._raised = False, None
         scope = ExitStack()
         if self.config.seed is not None:
             scope.enter_context(seeded(self.config.seed))
         try:
             run = self._dump.open_run(RunInfo(-1, kind, determinism_facts(), prompt, expected))
-        except DumpWriteError as error:
+        except OSError as error:
             scope.close()
             self._lost = True
+            if self.config.on_error == RAISE:
+                self._depth = 0
+                msg = f"A run cannot be dumped: {error}"
+                raise DumpWriteError(msg) from error
             self._warn_incomplete("A run is not dumped at all", error)
             return False
         self._scope, self._thread = scope, threading.get_ident()
@@ -318,30 +339,75 @@ class DumpSession(HookOwner):
         return True
 
     def _end_run(self, facts: Mapping[str, Any], error: BaseException | None) -> None:
-        """Write the run out; what went wrong is a warning and is written into the run."""
-        observer, scope = self._observer, self._scope
+        """Write the run out; what went wrong is written into the run, and told.
+
+        Raises:
+            DumpWriteError: with `on_error="raise"`, the run could not be written whole.
+            CaptureError: likewise, something could not be recorded.
+        """
+        scope, self._scope, self._thread, self._depth = self._scope, None, None, 0
         if scope is None:
             return
-        observer.close_run()
-        self._dump.flush()  # what is an alias is found where batches are written
-        snapshot = observer.snapshot
-        cause = error or observer.failure
-        reason = None if cause is None else f"{type(cause).__name__}: {cause}"
+        if self._pid != os.getpid():  # a forked process has no part in the run
+            scope.close()
+            return
+        observer = self._observer
+        known = self._raised is not None and error is self._raised
+        try:
+            observer.close_run()
+            self._dump.flush()  # what is an alias is found where batches are written
+        except BaseException as interruption:  # Ctrl-C: the run is ended all the same
+            error = interruption
+            raise
+        finally:
+            scope.close()
+            failure = self._commit(facts, observer.failure if known else error or observer.failure)
+            if failure is not None and not known:
+                self._tell(failure, error)
+
+    def _commit(self, facts: Mapping[str, Any], cause: BaseException | None) -> Exception | None:
+        """End the run in the dump; return what went wrong on our side."""
+        observer, snapshot = self._observer, self._observer.snapshot
         inputs = observer.inputs
         described = {} if inputs is None else input_facts(self._model, inputs)
         counts = {**snapshot.counts, "skipped_by_reason": dict(snapshot.skipped), "discarded": 0}
         self._stored += snapshot.counts.total() - snapshot.counts[SKIPPED]
-        self._depth = 0
-        self._scope = self._thread = None
-        scope.close()
+        reason = None if cause is None else f"{type(cause).__name__}: {cause}"
+        facts = {**facts, "inputs": described}
+        result = RunResult(facts, counts, reason, observer.left_out)
         try:
-            self._dump.commit_run(RunResult({**facts, "inputs": described}, counts, reason))
+            self._dump.commit_run(result)
         except DumpWriteError as failure:
-            observer.failure = failure
-        if observer.failure is not None:
-            self._warn_incomplete(
-                f"Run {self.last_run} in {self.path} is incomplete", observer.failure
-            )
+            return failure
+        return observer.failure
+
+    def _tell(self, failure: Exception, error: BaseException | None) -> None:
+        """Warn of a dump that is not whole, or raise; an error that is under way comes first."""
+        if error is None and self.config.on_error == RAISE:
+            raise self._as_error(failure) from failure
+        self._warn_incomplete(self._incomplete, failure)
+
+    def _stop_if_failed(self) -> None:
+        """Record nothing more once the writer has failed.
+
+        Raises:
+            DumpWriteError: the writer failed, and `on_error="raise"` wants the generation to stop.
+            CaptureError: likewise, something could not be recorded.
+        """
+        if self._dump.failure is not None:
+            self._observer.stop()
+        failure = self._dump.failure or self._observer.failure
+        if failure is not None and self.config.on_error == RAISE:
+            self._raised = self._as_error(failure)
+            raise self._raised from failure
+
+    def _as_error(self, failure: BaseException) -> DumpWriteError | CaptureError:
+        ours = failure is self._observer.failure
+        return (CaptureError if ours else DumpWriteError)(f"{self._incomplete}: {failure}")
+
+    @property
+    def _incomplete(self) -> str:
+        return f"Run {self.last_run} in {self.path} is incomplete"
 
     def _result(self, result: Any) -> dict[str, Any]:
         facts = result_facts(result, self._observer.clock.prompt_length)

@@ -2,8 +2,9 @@
 
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
-from queue import Queue
+from queue import Empty, Queue
 from typing import Final
 
 from hf_dumper.core.arena import Arena
@@ -23,9 +24,10 @@ class BackgroundSink:
     told, by `hurry`, that the model is in a long kernel; but not for long.
 
     The thread gives the chunks of a batch back to the arena when the batch is written. After an
-    error of `inner` it goes on to do so with the batches it drops: a producer that waits for room
-    never hangs, and the arena serves the next run as before. `commit_run` brings the error to the
-    caller's thread; until then `failure` tells a session that capturing more is useless.
+    error of `inner` it goes on to do so with the batches it drops, and where the thread itself is
+    dead the caller's does: a producer that waits for room never hangs, and the arena serves the
+    next run as before. `commit_run` brings the error to the caller's thread; until then `failure`
+    tells a session that capturing more is useless.
     """
 
     def __init__(self, inner: Sink, arena: Arena) -> None:
@@ -37,22 +39,38 @@ class BackgroundSink:
         self._go = threading.Event()
         self._unwritten: deque[int] = deque()
         self._written = threading.Condition()
+        self._is_dead = False
         self.failure: BaseException | None = None
         self.dropped = 0
 
     def open_run(self, run: RunInfo) -> None:
-        """Open the run in the caller's thread, then start the writer."""
+        """Open the run in the caller's thread, then start the writer.
+
+        Raises:
+            DumpWriteError: the run cannot be opened, or the system gives no thread; the run is
+                there then, and marked as incomplete.
+        """
         if self._thread:
             msg = "A run is open already; commit it first."
             raise CaptureError(msg)
         self._inner.open_run(run)
-        self.failure, self.dropped = None, 0
+        self.failure, self.dropped, self._is_dead = None, 0, False
+        self._arena.write_off()  # nobody writes: what is still out will not come back
         # A daemon, so that an interpreter which exits in the middle of a run does not wait for it.
         self._queue = Queue()
-        self._thread = threading.Thread(
-            target=self._drain, args=(self._queue,), name="hf_dumper writer", daemon=True
+        thread = threading.Thread(
+            target=self._work, args=(self._queue,), name="hf_dumper writer", daemon=True
         )
-        self._thread.start()
+        try:
+            thread.start()
+        except BaseException as error:
+            self._queue.put(None)  # Ctrl-C may come when the thread has started
+            self._mark(f"the writer cannot be started: {str(error) or type(error).__name__}")
+            if not isinstance(error, RuntimeError):
+                raise
+            msg = f"Cannot start the writer: {error}"
+            raise DumpWriteError(msg) from error
+        self._thread = thread
 
     def write(self, batch: Batch) -> None:
         """Queue a batch and return at once; an error of the inner sink surfaces at the commit."""
@@ -61,6 +79,8 @@ class BackgroundSink:
             raise CaptureError(msg)
         self._unwritten.append(batch.tick.forward)
         self._queue.put(batch)
+        if self._is_dead:
+            self._discard(self._queue)
 
     def hurry(self) -> None:
         """Write what is queued now: the moment is good. It is none for what comes later."""
@@ -84,20 +104,34 @@ class BackgroundSink:
     def commit_run(self, result: RunResult) -> None:
         """Wait for the writer, then end the run.
 
+        An interruption (Ctrl-C) does not wait for what is queued: it is dropped, the run is ended
+        as incomplete, and the interruption goes on.
+
         Raises:
             DumpWriteError: a batch or the commit failed; the run is marked as incomplete then, if
-                that is still possible.
+                that is still possible. The message says all that the run lacks.
         """
-        self._join()
+        interruption = None
+        try:
+            self._join()
+        except BaseException as error:
+            interruption = self.failure = error
+            self._join()
         if self.failure is not None:
-            reasons = [result.incomplete, self._reason(self.failure)]
-            result = replace(result, incomplete="; ".join(filter(None, reasons)))
+            counts = {**result.counts, "discarded": self.dropped}
+            result = _with_reason(replace(result, counts=counts), self._reason(self.failure))
         try:
             self._inner.commit_run(result)
         except Exception as error:  # whatever a sink raises, the first failure is the one to tell
             self.failure = self.failure or error
+            result = _with_reason(result, self._reason(error))
+        except BaseException:
+            self._inner.close()  # should it not have come to an end
+            raise
+        if interruption is not None:
+            raise interruption
         if self.failure is not None:
-            raise DumpWriteError(self._reason(self.failure)) from self.failure
+            raise DumpWriteError(result.incomplete) from self.failure
 
     def close(self) -> None:
         """Stop the writer and close the inner sink, which ends an open run as incomplete."""
@@ -111,26 +145,54 @@ class BackgroundSink:
             self._thread.join()
             self._thread = None
 
+    def _work(self, queue: "Queue[Batch | None]") -> None:
+        try:
+            self._drain(queue)
+        except BaseException as error:  # of the thread itself, such as SystemExit
+            self.failure = self.failure or error
+            self._is_dead = True  # before the queue is emptied: what comes later, its sender drops
+            self._discard(queue)
+
     def _drain(self, queue: "Queue[Batch | None]") -> None:
         while (batch := queue.get()) is not None:
-            self._go.wait(PATIENCE)
             try:
+                self._go.wait(PATIENCE)
                 if self.failure is None:
                     self._inner.write(batch)
                 else:
                     self.dropped += batch.count
             except BaseException as error:  # kept for commit_run, which is in the caller's thread
-                self.failure = error
+                self.failure = self.failure or error
                 self.dropped += batch.count
             finally:
-                for chunk in batch.spent:
-                    self._arena.release(chunk)
+                self._let_go(batch)
                 if queue.empty():
                     self._go.clear()
-                with self._written:
-                    self._unwritten.popleft()
-                    self._written.notify_all()
+
+    def _discard(self, queue: "Queue[Batch | None]") -> None:
+        """Drop what is queued."""
+        with suppress(Empty):
+            while True:
+                if (batch := queue.get_nowait()) is not None:
+                    self.dropped += batch.count
+                    self._let_go(batch)
+
+    def _let_go(self, batch: Batch) -> None:
+        for chunk in batch.spent:
+            self._arena.release(chunk)
+        with self._written:
+            self._unwritten.popleft()
+            self._written.notify_all()
+
+    def _mark(self, reason: str) -> None:
+        """End a run that never began to be written."""
+        with suppress(DumpWriteError):
+            self._inner.commit_run(RunResult({}, {}, incomplete=reason))
 
     def _reason(self, failure: BaseException) -> str:
         text = str(failure) or type(failure).__name__
         return f"{text} ({self.dropped} records were dropped)" if self.dropped else text
+
+
+def _with_reason(result: RunResult, reason: str) -> RunResult:
+    return replace(result, incomplete="; ".join(filter(None, (result.incomplete, reason))))

@@ -1,5 +1,6 @@
 """The sink that writes the native layout."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,9 @@ from hf_dumper.core.types import Batch, RunInfo, RunResult
 from hf_dumper.core.weights import Weight
 from hf_dumper.errors import CaptureError, DumpError, DumpWriteError
 from hf_dumper.store import layout
-from hf_dumper.store.manifest import add_note, prepare_dump
+from hf_dumper.store.budget import COMMIT_BYTES, Budget, bytes_in
+from hf_dumper.store.lock import DumpLock, lock_dump
+from hf_dumper.store.manifest import add_note, prepare_dump, prepare_folder
 from hf_dumper.store.run_writer import RunWriter
 from hf_dumper.store.shards import SHARD_BYTES, ShardSet
 from hf_dumper.store.sheets import AnalysisSheet
@@ -38,6 +41,8 @@ class DirectorySink:
         overwrite: bool = False,
         rank: int = 0,
         shard_bytes: int = SHARD_BYTES,
+        max_bytes: int | None = None,
+        durable: bool = False,
     ) -> None:
         """Create or continue the dump at `path`.
 
@@ -45,7 +50,9 @@ class DirectorySink:
         dump. `tensors` keeps values, `statistics` computes statistics behind the forward, `analyze`
         writes them into a sheet of the run as well.
         `overwrite` removes an existing dump, but never a folder that is none. `shard_bytes` is the
-        size at which the next shard begins.
+        size at which the next shard begins. `max_bytes` bounds what the files of the dump take
+        together; what would exceed it is an error. With `durable`, a run is on the disk itself when
+        it is committed.
 
         Raises:
             DumpIdentityError: the folder holds a dump of something else.
@@ -60,10 +67,13 @@ class DirectorySink:
         self._analysis: AnalysisSheet | None = None
         self._rank = rank
         self._shard_bytes = shard_bytes
+        self._max_bytes = max_bytes
+        self._durable = durable
+        self._taken: int | None = None
         self._writer: RunWriter | None = None
         pa.array([0])  # imports pandas on its first call, which is no work for the first forward
         with writing(self.path):
-            prepare_dump(self.path, manifest, tree, overwrite=overwrite)
+            prepare_dump(self.path, manifest, tree, overwrite=overwrite, durable=durable)
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Add a JSON-ready fact to the manifest, beside the identity.
@@ -102,28 +112,17 @@ class DirectorySink:
         """Begin a run under its number, or under the next free one when that is -1.
 
         Raises:
-            DumpWriteError: the number is taken, or the folder cannot be written.
+            DumpWriteError: the number is taken, the folder cannot be written, or its bound is
+                reached.
         """
         if self._writer:
             msg = f"Run {self.run} of {self.path} is still open."
             raise CaptureError(msg)
         with writing(self.path):
-            number = _claim(self.path, run.run)
-            folder = layout.rank_folder(self.path, number, self._rank)
-            folder.mkdir()
-            shards = ShardSet(folder, run.expected_records, self._shard_bytes)
-            self._analysis = (
-                AnalysisSheet(folder.parent, f"{folder.name}/") if self._analyze else None
-            )
-            self._writer = RunWriter(
-                folder,
-                replace(run, run=number),
-                rank=self._rank,
-                shards=shards if self._tensors else None,
-                statistics=self._statistics or self._analyze,
-                on_forward=self._analysis.add if self._analysis else None,
-            )
-        self.run = number
+            budget = self._budget(run)
+            number = _claim(self.path, run.run, after=self.run)
+            self.run = number
+            self._writer = self._begin(replace(run, run=number), budget)
 
     def write(self, batch: Batch) -> None:
         """Write a batch of the open run.
@@ -149,11 +148,40 @@ class DirectorySink:
             writer.close()
             if self._analysis:
                 self._analysis.close()
+            if self._taken is not None:
+                self._taken += bytes_in(layout.run_folder(self.path, self.run))
 
     def close(self) -> None:
         """End an open run as incomplete; may be called twice."""
         if self._writer:
             self.commit_run(RunResult({}, {}, incomplete="closed before the run ended"))
+
+    def _begin(self, run: RunInfo, budget: Budget) -> RunWriter:
+        folder = layout.rank_folder(self.path, run.run, self._rank)
+        folder.mkdir()
+        terms: dict[str, Any] = {"budget": budget, "durable": self._durable}
+        shards = ShardSet(folder, run.expected_records, self._shard_bytes, **terms)
+        self._analysis = AnalysisSheet(folder.parent, f"{folder.name}/") if self._analyze else None
+        return RunWriter(
+            folder,
+            run,
+            rank=self._rank,
+            shards=shards if self._tensors else None,
+            statistics=self._statistics or self._analyze,
+            on_forward=self._analysis.add if self._analysis else None,
+            **terms,
+        )
+
+    def _budget(self, run: RunInfo) -> Budget:
+        """Return what the dump may still take, less what the end of the run will need."""
+        if self._max_bytes is None:
+            return Budget()
+        if self._taken is None:
+            self._taken = bytes_in(self.path)
+        budget = Budget(self._max_bytes, self._taken)
+        # Twice, and in JSON with a line for each number: at the end there are two such files.
+        budget.claim(COMMIT_BYTES + 4 * len(json.dumps(dict(run.prompt), default=str)))
+        return budget
 
     def _open_writer(self) -> RunWriter:
         if self._writer is None:
@@ -162,11 +190,30 @@ class DirectorySink:
         return self._writer
 
 
-def _claim(path: Path, wanted: int) -> int:
+def open_folder(path: Path) -> DumpLock:
+    """Create the folder of a dump if there is none, and take its lock.
+
+    Raises:
+        DumpFormatError: the folder is not empty and is no dump; nothing is changed in it.
+        DumpWriteError: another process is writing the dump, or the folder cannot be written.
+    """
+    with writing(path):
+        prepare_folder(path)
+        return lock_dump(path)
+
+
+def _claim(path: Path, wanted: int, after: int) -> int:
+    """Create the folder of a run: the wanted one, or for -1 the next free one.
+
+    `after` is the run that was opened before, -1 for none: thousands need not be looked at again.
+    """
     runs = path / layout.RUNS
     runs.mkdir(exist_ok=True)
-    taken = (int(child.name) for child in runs.iterdir() if child.name.isdecimal())
-    number = wanted if wanted >= 0 else max(taken, default=-1) + 1
+    number = wanted
+    if wanted < 0 and after < 0:
+        after = max((int(c.name) for c in runs.iterdir() if c.name.isdecimal()), default=-1)
+    if wanted < 0:
+        number = after + 1
     while True:
         try:
             layout.run_folder(path, number).mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hf_dumper.errors import DumpFormatError, DumpNotFoundError
+from hf_dumper.store.durable import publish
 
 TEMPORARY: Final = ".tmp"
 """Suffix of files that are being written; one that stays behind after a kill means nothing."""
@@ -17,12 +18,12 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = False) -> None:
     """Replace a JSON file in one step; what JSON does not know is written as its text."""
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
     unfinished = temporary(path)
     unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    unfinished.replace(path)
+    publish(unfinished, path, durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any]:

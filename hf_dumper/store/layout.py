@@ -12,6 +12,8 @@ KIND: Final = "hf_dumper dump"
 
 MANIFEST: Final = "manifest.json"
 MODEL_TREE: Final = "model_tree.json"
+LOCK: Final = ".lock"
+"""Locked by the process that writes the dump. It holds its number; a crash leaves it unlocked."""
 RUNS: Final = "runs"
 RUN: Final = "run.json"
 RUN_PARTIAL: Final = "run.partial.json"

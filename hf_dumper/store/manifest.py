@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from hf_dumper.core.types import FORMAT_VERSION
 from hf_dumper.errors import CaptureError, DumpFormatError, DumpIdentityError
+from hf_dumper.store.durable import sync
 from hf_dumper.store.files import TEMPORARY, read_json, write_json
-from hf_dumper.store.layout import KIND, MANIFEST, MODEL_TREE, PAGE, RUNS
+from hf_dumper.store.layout import KIND, LOCK, MANIFEST, MODEL_TREE, PAGE, RUNS
 
 _CONTENTS: Final = (RUNS, "weights", "tokenizer", "floor", MODEL_TREE, MANIFEST)
 """What a dump may hold, the manifest last: overwriting removes these names and no others."""
@@ -48,7 +49,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def prepare_dump(
-    path: Path, manifest: Mapping[str, Any], tree: Mapping[str, Any] | None, *, overwrite: bool
+    path: Path,
+    manifest: Mapping[str, Any],
+    tree: Mapping[str, Any] | None,
+    *,
+    overwrite: bool,
+    durable: bool = False,
 ) -> None:
     """Create the dump at `path`, or make sure that the one there is a dump of the same thing.
 
@@ -57,19 +63,34 @@ def prepare_dump(
         DumpFormatError: the folder is not empty and is no dump, or a damaged one.
         OSError: the folder cannot be written.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    prepare_folder(path)
     if is_dump(path):
         if not overwrite:
             _check_identity(path, manifest)
             return
         _remove_dump(path)
-    elif any(child.suffix != TEMPORARY for child in path.iterdir()):
+    head = {"kind": KIND, "format_version": FORMAT_VERSION}
+    write_json(path / MANIFEST, head | dict(manifest) | head, durable=durable)
+    if tree is not None:
+        write_json(path / MODEL_TREE, tree, durable=durable)
+    if durable:
+        sync(path)
+        sync(path.parent)
+
+
+def prepare_folder(path: Path) -> None:
+    """Create the folder of a dump, or make sure that nothing else is in it.
+
+    Raises:
+        DumpFormatError: the folder is not empty and is no dump.
+        OSError: the folder cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if is_dump(path):
+        return
+    if any(child.suffix != TEMPORARY and child.name != LOCK for child in path.iterdir()):
         msg = f"{path} is not empty and is no dump. Choose another dump_path."
         raise DumpFormatError(msg)
-    head = {"kind": KIND, "format_version": FORMAT_VERSION}
-    write_json(path / MANIFEST, head | dict(manifest) | head)
-    if tree is not None:
-        write_json(path / MODEL_TREE, tree)
 
 
 def add_note(path: Path, name: str, value: Mapping[str, Any]) -> None:

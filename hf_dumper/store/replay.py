@@ -7,11 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
 from hf_dumper.core.arena import Arena, Chunk
 from hf_dumper.core.protocols import DumpReader, Sink
-from hf_dumper.core.statistics import FIELDS, TABLE
+from hf_dumper.core.statistics import FIELDS
 from hf_dumper.core.types import (
     ALIASED,
     SKIPPED,
@@ -196,12 +195,12 @@ def _description(row: Row) -> Description:
 
 def _described(
     rows: Sequence[Row], owners: Sequence[int | None]
-) -> Iterator[tuple[int, NDArray[np.void]]]:
+) -> Iterator[tuple[int, tuple[float, ...]]]:
     """Yield the statistics that rows have, so that they are not computed again."""
     for i, (row, owner) in enumerate(zip(rows, owners, strict=True)):
         if owner is None and row["count"] is not None:
             values = tuple(np.nan if row[name] is None else row[name] for name in FIELDS)
-            yield i, np.array([values], TABLE)
+            yield i, values
 
 
 def _positions(table: pa.Table) -> dict[int, dict[str, Any]]:

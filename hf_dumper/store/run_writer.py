@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Records, RunInfo, RunResult
 from hf_dumper.errors import CaptureError
 from hf_dumper.store import layout
+from hf_dumper.store.budget import Budget
+from hf_dumper.store.durable import sync
 from hf_dumper.store.files import write_json
 from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
@@ -17,6 +20,8 @@ from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.tables import TableStream, read_stream, write_parquet
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
+
+_UNENDED: Final = "still running, or stopped before its end"
 
 
 class TensorFiles(Protocol):
@@ -51,10 +56,14 @@ class RunWriter:
         shards: TensorFiles | None,
         statistics: bool,
         on_forward: Callable[[pa.RecordBatch], None] | None = None,
+        budget: Budget | None = None,
+        durable: bool = False,
     ) -> None:
         """Begin the run; `shards` is None when values are not kept. `folder` is the rank's.
 
-        `on_forward` is given the index of each forward that ends, before readers see it.
+        `on_forward` is given the index of each forward that ends, before readers see it. What the
+        tables take is claimed from `budget`. With `durable`, all of a run is on the disk
+        before `run.json` is there.
         """
         self._run_folder = folder.parent
         self._folder = folder
@@ -63,6 +72,8 @@ class RunWriter:
         self._shards = shards
         self._with_statistics = statistics
         self._on_forward = on_forward
+        self._budget = budget or Budget()
+        self._durable = durable
         self._forward: ForwardTable | None = None
         self._columns = ColumnCache()
         self._last_forward = -1
@@ -70,9 +81,14 @@ class RunWriter:
         self._unfinished: list[int] = []
         self._forwards = 0
         self._counts = Counter(dict.fromkeys((STORED, ALIASED, SKIPPED), 0))
-        write_json(self._run_folder / layout.RUN_PARTIAL, self._facts(complete=False))
+        facts = self._facts(complete=False) | {"incomplete": _UNENDED}
+        write_json(self._run_folder / layout.RUN_PARTIAL, facts)
         self._index = self._stream(layout.INDEX)
-        self._positions = self._stream(layout.POSITIONS)
+        try:
+            self._positions = self._stream(layout.POSITIONS)
+        except BaseException:
+            self._index.close()
+            raise
 
     def write(self, batch: Batch) -> None:
         """Write a batch; the last of a forward, which has `calls`, makes it visible."""
@@ -87,23 +103,21 @@ class RunWriter:
             self._end_forward(forward, batch.calls)
 
     def commit(self, result: RunResult) -> None:
-        """Give every file its final name; `run.json` comes last and says whether all is there."""
+        """Give every file its final name; `run.json` comes last and says whether all is there.
+
+        When a step fails, what came before it stays readable, and the run is marked as incomplete
+        if that is still possible.
+        """
         self._drop_forward()
-        if self._shards:
-            self._shards.finish()
-        self.close()
-        for name, schema in _TABLES.items():
-            table = read_stream(self._folder / f"{name}.partial", schema, trusted=True)
-            write_parquet(self._folder / f"{name}.parquet", table)
-        for name in _TABLES:
-            (self._folder / f"{name}.partial").unlink()
-        reasons = [result.incomplete] if result.incomplete else []
-        if self._unfinished:
-            reasons.append(f"forwards that did not end: {', '.join(map(str, self._unfinished))}")
-        facts = dict(result.facts) | self._facts(complete=not reasons) | self._sums(result)
-        write_json(
-            self._run_folder / layout.RUN, facts | {"incomplete": "; ".join(reasons) or None}
-        )
+        try:
+            self._finish_files()
+        except BaseException as error:
+            reason = f"the run could not be ended: {str(error) or type(error).__name__}"
+            self.close()  # gives back the file handles, should there be no other
+            with suppress(Exception):
+                self._write_facts(result, [reason])
+            raise
+        self._write_facts(result, [])
         (self._run_folder / layout.RUN_PARTIAL).unlink()
 
     def close(self) -> None:
@@ -112,6 +126,35 @@ class RunWriter:
             self._shards.close()
         self._index.close()
         self._positions.close()
+
+    def _finish_files(self) -> None:
+        """Complete shards and tables; with `durable`, their bytes and names reach the disk."""
+        if self._shards:
+            self._shards.finish()
+        self.close()
+        for name, schema in _TABLES.items():
+            table = read_stream(self._folder / f"{name}.partial", schema, trusted=True)
+            write_parquet(self._folder / f"{name}.parquet", table, durable=self._durable)
+        if self._durable:  # the tables have their names before the streams lose theirs
+            sync(self._folder)
+        for name in _TABLES:
+            (self._folder / f"{name}.partial").unlink()
+        if self._durable:
+            for folder in (self._folder, self._run_folder, *self._run_folder.parents[:2]):
+                sync(folder)
+
+    def _write_facts(self, result: RunResult, reasons: list[str]) -> None:
+        if result.incomplete:
+            reasons = [result.incomplete, *reasons]
+        if self._unfinished:
+            reasons.append(f"forwards that did not end: {', '.join(map(str, self._unfinished))}")
+        if result.unrecorded:
+            reasons.append(f"forwards that were not recorded after that: {result.unrecorded}")
+        facts = dict(result.facts) | self._facts(complete=not reasons) | self._sums(result)
+        facts["incomplete"] = "; ".join(reasons) or None
+        write_json(self._run_folder / layout.RUN, facts, durable=self._durable)
+        if self._durable:
+            sync(self._run_folder)
 
     def _stream(self, name: str) -> TableStream:
         return TableStream(self._folder / f"{name}.partial", _TABLES[name])
@@ -129,10 +172,13 @@ class RunWriter:
         return self._forward
 
     def _end_forward(self, forward: ForwardTable, calls: Sequence[Sequence[int]]) -> None:
-        index = forward.index(calls)
+        index, positions = forward.index(calls), forward.positions()
+        if self._budget.is_bounded:  # twice: the stream is still there when the table is written
+            sizes = map(pa.ipc.get_record_batch_size, (index, positions))
+            self._budget.claim(2 * sum(sizes))
         if self._on_forward:
             self._on_forward(index)
-        self._positions.append(forward.positions())
+        self._positions.append(positions)
         self._index.append(index)
         self._forward = None
         self._forwards += 1

@@ -13,8 +13,10 @@ from typing import Final, NamedTuple
 from hf_dumper.core.arena import Chunk, Span
 from hf_dumper.core.types import Description, Records
 from hf_dumper.errors import DumpWriteError
+from hf_dumper.store.budget import Budget
 from hf_dumper.store.direct import grow
 from hf_dumper.store.dtypes import stored_as
+from hf_dumper.store.durable import publish
 from hf_dumper.store.layout import PAGE, partial_name, shard_name, tensor_name
 
 SHARD_BYTES: Final = 4 << 30
@@ -89,13 +91,13 @@ class Shard:
         self._header_bytes = header
         return offsets
 
-    def finish(self) -> None:
+    def finish(self, *, durable: bool = False) -> None:
         """Fill in the header and give the file its final name."""
         header = "{" + ",".join(self._entries) + "}"
         padded = header.encode("ascii").ljust(self.room)
         self._file.overwrite(len(padded).to_bytes(_LENGTH_BYTES, "little") + padded)
         self._file.close()
-        self._file.path.rename(self._final)
+        publish(self._file.path, self._final, durable=durable)
 
     def close(self) -> None:
         """Close the file as it is."""
@@ -105,10 +107,24 @@ class Shard:
 class ShardSet:
     """The shards of one process in one run, each opened when the first tensor needs it."""
 
-    def __init__(self, folder: Path, expected_records: int, shard_bytes: int = SHARD_BYTES) -> None:
-        """Create nothing yet; `expected_records` sets the header room of the first shard."""
+    def __init__(
+        self,
+        folder: Path,
+        expected_records: int,
+        shard_bytes: int = SHARD_BYTES,
+        *,
+        budget: Budget | None = None,
+        durable: bool = False,
+    ) -> None:
+        """Create nothing yet; `expected_records` sets the header room of the first shard.
+
+        What is written is claimed from `budget` first. With `durable`, a shard is on the disk
+        before it gets its name.
+        """
         self._folder = folder
         self._most_bytes = shard_bytes
+        self._budget = budget or Budget()
+        self._durable = durable
         self._head = min(max(expected_records * ENTRY_BYTES, LEAST_HEAD), FIRST_HEAD)
         self._shard: Shard | None = None
         self._count = 0
@@ -123,13 +139,18 @@ class ShardSet:
         return self._bytes + (self._shard.data_bytes if self._shard else 0)
 
     def store(self, forward: int, records: Records) -> Places:
-        """Write the bytes of records; return where they are."""
+        """Write the bytes of records; return where they are.
+
+        Raises:
+            DumpWriteError: they do not fit into the budget; none of them is written then.
+        """
         places = nowhere(len(records))
         own = [i for i, offset in enumerate(records.offset) if offset is not None]
         if not own or records.chunk is None:
             return places
         labels = [self._label(records.what[i], records.call[i]) for i in own]
         self._claim(forward, labels)
+        self._budget.claim(sum(label.what.nbytes for label in labels))
         done = 0
         while done < len(own):
             shard = self._shard or self._open(labels[done], forward)
@@ -147,7 +168,7 @@ class ShardSet:
     def finish(self) -> None:
         """Complete the open shard."""
         if self._shard:
-            self._shard.finish()
+            self._shard.finish(durable=self._durable)
             self._bytes += self._shard.data_bytes
             self._shard = None
 
@@ -155,6 +176,7 @@ class ShardSet:
         """Let go of the open shard; its data stays readable through the index."""
         if self._shard:
             self._shard.close()
+            self._bytes += self._shard.data_bytes
             self._shard = None
 
     def _label(self, what: Description, call: int) -> "Label":
@@ -179,7 +201,9 @@ class ShardSet:
 
     def _open(self, label: "Label", forward: int) -> Shard:
         needed = len(label.entry(forward, 0, label.what.nbytes)) + len("{}") + _LENGTH_BYTES
-        self._shard = Shard(self._folder, self._count, max(self._head, needed))
+        head = max(self._head, needed)
+        self._budget.claim(head + 2 * PAGE)  # it is rounded up, and so is what is written
+        self._shard = Shard(self._folder, self._count, head)
         self._count += 1
         self._head = min(self._head * 2, MOST_HEAD)
         return self._shard

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_dumper.errors import DumpError, DumpFormatError
+from hf_dumper.store.durable import publish
 from hf_dumper.store.files import GrowingFile, temporary
 
 _STRINGS: Final = ("phase", "module", "class", "slot", "param", "op", "axes", "dtype", "device")
@@ -44,7 +45,7 @@ class TableStream:
         self._file.close()
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
+def write_parquet(path: Path, table: pa.Table, *, durable: bool = False) -> None:
     """Replace a Parquet file in one step."""
     unfinished = temporary(path)
     names = table.column_names
@@ -56,7 +57,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         use_dictionary=[name for name in _DICTIONARY if name.partition(".")[0] in names],
         column_encoding={name: how for name, how in _ENCODINGS.items() if name in names},
     )
-    unfinished.replace(path)
+    publish(unfinished, path, durable=durable)
 
 
 def read_stream(path: Path, schema: pa.Schema, *, trusted: bool = False) -> pa.Table:

@@ -258,9 +258,6 @@ def test_what_a_dump_lacks_is_one_line_and_status_2(dump, cli, command, said):
         (("--dump-weight",), "dump_weight"),
         (("--dump-kv-cache",), "dump_kv_cache"),
         (("--layout", "msit"), "layout"),
-        (("--max-bytes", 5), "max_bytes"),
-        (("--on-error", "raise"), "on_error"),
-        (("--durable",), "durable"),
         (("--allow-eager",), "allow_eager"),
     ],
 )

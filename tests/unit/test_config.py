@@ -14,9 +14,6 @@ LATER = {
     "api_list": ["softmax"],
     "mode": "api",
     "dump_kv_cache": True,
-    "max_bytes": 1000,
-    "on_error": "raise",
-    "durable": True,
     "allow_eager": True,
 }
 ACCEPTED = [
@@ -36,6 +33,9 @@ ACCEPTED = [
     {"dump_last_logits": True},
     {"seed": 0},
     {"overwrite": True},
+    {"max_bytes": 1},
+    {"on_error": "raise"},
+    {"durable": True},
     {"hash_weights": False},
     {"analyze": True},
     {"dump_weight": True},
@@ -73,6 +73,14 @@ REFUSED = [
     ({"layout": "elder"}, "layout must be 'native' or 'msit'"),
     ({"analyze": 1}, "analyze must be True or False"),
     ({"hash_weights": "no"}, "hash_weights must be True or False"),
+    ({"max_bytes": 0}, "max_bytes must be a number of bytes above 0"),
+    ({"max_bytes": True}, "max_bytes must be a number of bytes above 0"),
+    ({"max_bytes": "2GB"}, "max_bytes must be a number of bytes above 0"),
+    ({"layout": "msit", "durable": True}, "max_bytes and durable need layout='native'"),
+    ({"layout": "msit", "max_bytes": 9}, "max_bytes and durable need layout='native'"),
+    ({"on_error": "ignore"}, "on_error must be one of .warn., .raise."),
+    ({"on_error": None}, "on_error must be one of"),
+    ({"durable": 1}, "durable must be True or False"),
 ]
 
 

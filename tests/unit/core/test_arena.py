@@ -141,3 +141,12 @@ def test_what_was_prepared_is_taken_first(monkeypatch):
     assert (chunk.size, arena.bytes_in_flight, mapped) == (1 << 16, 1 << 16, [])
     arena.take(10)
     assert mapped == [1 << 16]
+
+
+def test_chunks_that_are_written_off_make_room_for_others():
+    arena = Arena(PAGE, 2 * PAGE)
+    for _ in range(2):
+        arena.take(1)
+    arena.write_off()
+    assert arena.bytes_in_flight == 0
+    arena.release(arena.take(1))  # would wait for ever

@@ -249,3 +249,93 @@ def test_a_hurried_batch_is_written_at_once(monkeypatch):
         wait_until_written(sink)
     assert len(inner.records) == 3
     sink.commit_run(RESULT)
+
+
+class DyingSink(BackgroundSink):
+    """Has a thread that ends after some batches, for a reason of its own."""
+
+    alive_for = 2
+
+    def _drain(self, queue):
+        for _ in range(self.alive_for):
+            batch = queue.get()
+            self._inner.write(batch)
+            self._let_go(batch)
+        raise SystemExit
+
+
+def test_a_thread_that_dies_neither_blocks_the_producer_nor_the_flush():
+    inner, arena = MemorySink(), small_arena()
+    sink = DyingSink(inner, arena)
+    sink.open_run(INFO)
+    produce(sink, arena)
+    sink.flush()
+    with pytest.raises(DumpWriteError, match=r"SystemExit \(38 records were dropped\)"):
+        sink.commit_run(RESULT)
+    assert len(inner.records) == 2
+    assert inner.results[0].counts["discarded"] == 38
+    assert arena.bytes_in_flight == 0
+    assert writers() == []
+
+
+def test_after_a_thread_that_died_the_next_run_has_one_that_lives():
+    inner, arena = MemorySink(), small_arena()
+    sink = DyingSink(inner, arena)
+    sink.open_run(INFO)
+    produce(sink, arena)
+    with pytest.raises(DumpWriteError):
+        sink.commit_run(RESULT)
+    sink._drain = lambda queue: BackgroundSink._drain(sink, queue)
+    sink.open_run(INFO)
+    produce(sink, arena)
+    sink.commit_run(RESULT)
+    assert inner.results[1].incomplete is None
+
+
+def test_a_thread_that_cannot_start_leaves_an_incomplete_run_and_no_open_one(monkeypatch):
+    def start(_thread):
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    inner, arena = MemorySink(), small_arena()
+    sink = BackgroundSink(inner, arena)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(DumpWriteError, match="can't start new thread"):
+            sink.open_run(INFO)
+    assert "can't start new thread" in inner.results[0].incomplete
+    sink.open_run(INFO)
+    produce(sink, arena)
+    sink.commit_run(RESULT)
+
+
+def test_an_interrupted_commit_drops_what_waits_and_ends_the_run():
+    inner, arena = BlockedSink(), Arena()
+    sink = BackgroundSink(inner, arena)
+    sink.open_run(INFO)
+    produce(sink, arena, forwards=3)
+    join, joined = sink._join, []
+
+    def interrupted():
+        if not joined:
+            joined.append(1)
+            inner.gate.set()
+            raise KeyboardInterrupt
+        join()
+
+    sink._join = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        sink.commit_run(RESULT)
+    assert "KeyboardInterrupt" in inner.results[0].incomplete
+    assert writers() == []
+
+
+def test_a_commit_that_is_interrupted_inside_ends_the_run_all_the_same():
+    inner, arena = FailingSink("commit_run", KeyboardInterrupt()), small_arena()
+    sink = BackgroundSink(inner, arena)
+    sink.open_run(INFO)
+    with pytest.raises(KeyboardInterrupt):
+        sink.commit_run(RESULT)
+    assert inner.results[0].incomplete
+    sink.open_run(INFO)
+    sink.commit_run(RESULT)

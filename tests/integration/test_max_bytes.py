@@ -1,0 +1,141 @@
+"""A dump with a bound: never larger on disk, and it says what was left out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_dumper import DumpConfig, DumpIncompleteWarning, DumpWriteError, open_dump, register_hook
+from hf_dumper.store.budget import Budget, bytes_in
+from tests.faults import facts, generate, is_plain, readable_forwards
+
+pytestmark = pytest.mark.timeout(60)
+TOKENS = 12
+BOUNDS = [250_000, 700_000, 1_000_000]
+
+
+@pytest.fixture
+def model(tiny_llama):
+    return tiny_llama()
+
+
+def config(path, bound, **options):
+    return DumpConfig(path, "all", max_bytes=bound, hash_weights=False, **options)
+
+
+@pytest.fixture
+def sizes(tmp_path, monkeypatch):
+    """Note how large everything is whenever a file gets its name or goes."""
+    found = []
+
+    def watch(name):
+        original = getattr(Path, name)
+
+        def act(self, *args, **kwargs):
+            found.append(bytes_in(tmp_path))
+            result = original(self, *args, **kwargs)
+            found.append(bytes_in(tmp_path))
+            return result
+
+        monkeypatch.setattr(Path, name, act)
+
+    for name in ("rename", "replace", "unlink"):
+        watch(name)
+    return found
+
+
+@pytest.mark.parametrize("statistics", [0, 1, 2])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_dump_stays_within_its_bound_at_any_moment(model, tmp_path, sizes, bound, statistics):
+    tokens = 5 * TOKENS if statistics == 1 else TOKENS  # a row of the index is small
+    want = generate(model, tokens)
+    options = {"dump_statistics_mode": statistics}
+    with register_hook(model, config(tmp_path, bound, **options)):
+        with pytest.warns(DumpIncompleteWarning, match=f"max_bytes={bound} is reached") as warned:
+            got = generate(model, tokens)
+        assert torch.equal(got, want)
+        assert len(warned) == 1
+    assert max(sizes) <= bound
+    assert bytes_in(tmp_path) <= bound
+
+
+def test_the_reason_counts_what_was_left_out(model, tmp_path):
+    with register_hook(model, config(tmp_path, BOUNDS[1])) as session:
+        with pytest.warns(DumpIncompleteWarning):
+            generate(model, TOKENS)
+        left_out = session._observer.left_out
+    info = facts(tmp_path)
+    discarded = info["counts"]["discarded"]
+    assert discarded > 0
+    assert info["complete"] is False
+    assert f"max_bytes={BOUNDS[1]} is reached" in info["incomplete"]
+    assert f"({discarded} records were dropped)" in info["incomplete"]
+    assert f"forwards that were not recorded after that: {left_out}" in info["incomplete"]
+    forwards = readable_forwards(tmp_path)
+    assert forwards == list(range(len(forwards)))
+    assert 0 < len(forwards) < TOKENS
+    assert len(forwards) + left_out < TOKENS
+
+
+def test_a_larger_bound_holds_more(model, tmp_path):
+    held = []
+    for bound in BOUNDS:
+        with (
+            register_hook(model, config(tmp_path / str(bound), bound)),
+            pytest.warns(DumpIncompleteWarning),
+        ):
+            generate(model, TOKENS)
+        held.append(len(readable_forwards(tmp_path / str(bound))))
+    assert held == sorted(set(held))
+
+
+def test_a_bound_that_is_not_reached_changes_nothing(model, tmp_path):
+    with register_hook(model, config(tmp_path, 1 << 30)):
+        generate(model, TOKENS)
+    assert facts(tmp_path)["complete"]
+    assert readable_forwards(tmp_path) == list(range(TOKENS))
+
+
+@pytest.mark.filterwarnings("ignore::hf_dumper.DumpIncompleteWarning")
+def test_runs_and_sessions_share_the_bound(model, tmp_path):
+    want, bound = generate(model), 1_000_000
+    for _ in range(2):
+        with register_hook(model, config(tmp_path, bound)) as session:
+            for _ in range(8):
+                assert torch.equal(generate(model), want)
+            session._stored += 1  # the second session may find no room at all
+    assert facts(tmp_path, 0)["complete"]
+    with open_dump(tmp_path) as reader:
+        assert "max_bytes" in reader.run_info(reader.runs()[-1])["incomplete"]
+    assert bytes_in(tmp_path) <= bound
+
+
+def test_a_bound_that_is_reached_can_stop_the_generation(model, tmp_path):
+    attributes = set(model.__dict__)
+    with (
+        pytest.raises(DumpWriteError, match=f"max_bytes={BOUNDS[0]} is reached"),
+        register_hook(model, config(tmp_path, BOUNDS[0], on_error="raise")),
+    ):
+        generate(model, 50)
+    assert is_plain(model, attributes)
+    assert bytes_in(tmp_path) <= BOUNDS[0]
+
+
+def test_a_bound_is_no_part_of_what_a_dump_is(model, tmp_path):
+    for bound in (1 << 30, 1 << 31, None):
+        with register_hook(model, config(tmp_path, bound)):
+            generate(model)
+    assert all(facts(tmp_path, run)["complete"] for run in range(3))
+
+
+def test_a_budget_that_refuses_takes_nothing():
+    budget = Budget(10, 4)
+    with pytest.raises(DumpWriteError, match="max_bytes=10 is reached: 4 bytes are taken, and 7"):
+        budget.claim(7)
+    budget.claim(6)
+    with pytest.raises(DumpWriteError):
+        budget.claim(1)
+
+
+def test_a_budget_without_a_bound_takes_anything():
+    Budget().claim(1 << 60)

@@ -1,0 +1,113 @@
+"""With `durable=True` bytes are on the disk before a name makes them count; by order of calls."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_dumper.core.types import RunInfo, RunResult
+from hf_dumper.store import DirectorySink
+from tests.batches import BatchMaker
+
+MANIFEST = {"identity": {"model": "m"}}
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """Record fsync, rename and unlink with the path, relative to the folder of the test."""
+    found = []
+
+    def short(path):
+        return str(Path(path).resolve().relative_to(tmp_path))
+
+    def note(name, where):
+        original = getattr(os, name)
+
+        def act(*args, **kwargs):
+            found.append((name.replace("rename", "replace"), short(where(*args))))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, act)
+
+    note("fsync", lambda fd: Path(f"/proc/self/fd/{fd}").readlink())
+    note("rename", lambda _source, target: target)
+    note("replace", lambda _source, target: target)
+    note("unlink", lambda path: path)
+    return found
+
+
+def write_run(path, **options):
+    sink = DirectorySink(path, MANIFEST, tree={"name": "root"}, **options)
+    sink.open_run(RunInfo(-1, "generate"))
+    maker = BatchMaker()
+    for forward in range(3):
+        maker.begin(forward, forward).add("a", torch.ones(2000))
+        sink.write(maker.end())
+    sink.commit_run(RunResult({}, {}))
+
+
+def at(calls, name, path):
+    """Return the place of the one call of that name and path."""
+    (place,) = [i for i, call in enumerate(calls) if call == (name, path)]
+    return place
+
+
+def synced_before(calls, place):
+    return {path for name, path in calls[:place] if name == "fsync"}
+
+
+RANK = "d/runs/000000/rank-0"
+NAMED = [
+    "d/manifest.json",
+    "d/model_tree.json",
+    f"{RANK}/shard-00000.safetensors",
+    f"{RANK}/shard-00001.safetensors",
+    f"{RANK}/index.parquet",
+    f"{RANK}/positions.parquet",
+    "d/runs/000000/run.json",
+]
+
+
+@pytest.mark.parametrize("path", NAMED)
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, calls, path):
+    write_run(tmp_path / "d", durable=True, shard_bytes=9000)
+    place = at(calls, "replace", path)
+    name, synced = calls[place - 1]
+    stem = Path(path).name.partition(".")[0]
+    assert (name, Path(synced).parent) == ("fsync", Path(path).parent)
+    assert Path(synced).name.startswith(stem)
+
+
+def test_everything_is_on_the_disk_before_run_json_has_its_name(tmp_path, calls):
+    write_run(tmp_path / "d", durable=True)
+    place = at(calls, "replace", "d/runs/000000/run.json")
+    others = [at(calls, "replace", path) for path in NAMED if path != NAMED[3]][:-1]
+    assert max(others) < place
+    after = {path for name, path in calls[max(others) + 1 : place] if name == "fsync"}
+    assert {RANK, "d/runs/000000", "d/runs", "d"} <= after
+
+
+def test_the_name_of_run_json_is_on_the_disk_at_the_end(tmp_path, calls):
+    write_run(tmp_path / "d", durable=True)
+    place = at(calls, "replace", "d/runs/000000/run.json")
+    assert ("fsync", "d/runs/000000") in calls[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ["index", "positions"])
+def test_a_stream_goes_only_when_the_name_of_its_table_is_on_the_disk(tmp_path, calls, name):
+    write_run(tmp_path / "d", durable=True)
+    named = at(calls, "replace", f"{RANK}/{name}.parquet")
+    gone = at(calls, "unlink", f"{RANK}/{name}.partial")
+    assert ("fsync", RANK) in calls[named + 1 : gone]
+
+
+def test_a_new_dump_is_itself_on_the_disk(tmp_path, calls):
+    DirectorySink(tmp_path / "d", MANIFEST, durable=True)
+    named = at(calls, "replace", "d/manifest.json")
+    assert calls[named + 1 :] == [("fsync", "d"), ("fsync", ".")]
+
+
+def test_without_it_nothing_waits_for_the_disk(tmp_path, calls):
+    write_run(tmp_path / "d")
+    assert "fsync" not in {name for name, _ in calls}
