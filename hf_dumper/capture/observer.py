@@ -7,16 +7,20 @@ the hooks see into batches, and the session closes the run.
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from hf_dumper.capture.clock import TokenClock
-from hf_dumper.capture.inputs import RootInputs, read_inputs
+from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
 from hf_dumper.capture.snapshot import Snapshot
 from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
+from hf_dumper.capture.trace import TraceRecorder
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
+from hf_dumper.core.trace import TokenTrace
 from hf_dumper.core.types import ROOT, Batch
 
 
@@ -72,6 +76,7 @@ class Observer:
         self._source = (ROOT, type(model).__name__)
         self._device = device
         self._values = values
+        self._trace: TraceRecorder | None = None
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
         self._intake.fail = self._fail
@@ -96,10 +101,11 @@ class Observer:
         self.failure = None
         self.inputs = None
         self._logits = None
+        self._trace = None
         self._dump = dump
         self.snapshot = Snapshot(
             dump.arena,
-            dump.write,
+            self._send,
             self._intake,
             device=self._device,
             hurry=dump.hurry,
@@ -110,6 +116,7 @@ class Observer:
     def start_generation(self, eos: frozenset[int]) -> None:
         """Record from now on: an encoder or vision tower runs before the first forward."""
         self.clock.open_run(self.run, generating=True, eos=eos)
+        self._trace = TraceRecorder()
         self._intake.stamp += 1
         if 0 in self._tokens:
             self.snapshot.begin(self.clock.provisional())
@@ -138,6 +145,8 @@ class Observer:
             if wanted:
                 snapshot.begin(tick)
         self._intake.recording = wanted and not self._last_logits
+        if self._trace is not None:
+            self._trace.see_inputs(tick, inputs, named_arguments(self.model, args, kwargs))
 
     def after_root(self, output: Any) -> None:
         """Take the output of a forward of the root module; None when it raised.
@@ -145,8 +154,11 @@ class Observer:
         By then the forward before it is on disk: a kill loses no more than one that has ended.
         """
         self._dump.flush(before=self.clock.forward)
+        if self._trace is not None and self.failure is None:
+            self._guarded(partial(self._trace.see_logits, _logits(output)))
         if self._last_logits and self.snapshot.tick is not None and self.failure is None:
-            self._logits = _logits(output)
+            logits = _logits(output)
+            self._logits = None if logits is None else logits.detach()
             if not self.clock.generating:
                 self._guarded(self._take_logits)
 
@@ -159,6 +171,8 @@ class Observer:
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
+        if self._trace is not None and self.failure is None:
+            self._guarded(partial(self._trace.see_token, self.clock.token, ids))
         if self.snapshot.tick is not None and self.failure is None:
             self._guarded(lambda: self._take("token_ids", ids[:, -1]))
         self.clock.advance(ids)
@@ -170,6 +184,21 @@ class Observer:
         self._intake.recording = False
         self._logits = None
         self._guarded(self.snapshot.end)
+
+    def take_trace(self) -> tuple[TokenTrace, ...]:
+        """Return the tokens that were generated in the run, once its batches are written."""
+        if self._trace is not None:
+            try:
+                return self._trace.tokens()
+            except Exception as error:  # whatever went wrong behind the forwards
+                self._fail(error)
+        return ()
+
+    def _send(self, batch: Batch) -> None:
+        """Send a batch on; whoever resolves it ranks the candidates of earlier tokens, too."""
+        if self._trace is not None:
+            batch = replace(batch, resolve=self._trace.before(batch.resolve))
+        self._dump.write(batch)
 
     def _take_logits(self) -> None:
         logits, self._logits = self._logits, None
@@ -218,7 +247,7 @@ def _logits(output: Any) -> torch.Tensor | None:
     logits = getattr(output, "logits", None)
     if logits is None and isinstance(output, tuple):  # return_dict=False: a loss may come first
         logits = next((v for v in output if isinstance(v, torch.Tensor) and v.ndim > 1), None)
-    return logits.detach() if isinstance(logits, torch.Tensor) else None
+    return logits if isinstance(logits, torch.Tensor) else None
 
 
 def _drop(_batch: Batch) -> None:

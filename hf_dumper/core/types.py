@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_dumper.core.arena import Chunk, Span
+from hf_dumper.core.trace import TokenTrace
 
 ROOT = "root"
 """Name of the outermost module; torch itself calls it the empty string."""
@@ -197,8 +198,9 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What is known of a run when it ends: facts, counts, and why it is not whole."""
+    """What is known of a run when it ends: facts, counts, why it is not whole, and its tokens."""
 
     facts: Mapping[str, Any]
     counts: Mapping[str, Any]
     incomplete: str | None = None
+    trace: Sequence[TokenTrace] = ()

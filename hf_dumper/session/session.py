@@ -21,7 +21,13 @@ from hf_dumper.capture.facts import (
 )
 from hf_dumper.capture.generation import DumpLogitsProcessor, DumpStoppingCriteria
 from hf_dumper.capture.guard import GenerateCall, HookOwner, ModelGuard
-from hf_dumper.capture.modes import disable_compilation, plan_generation, refuse_compiled
+from hf_dumper.capture.lengths import why_ended
+from hf_dumper.capture.modes import (
+    GenerationPlan,
+    disable_compilation,
+    plan_generation,
+    refuse_compiled,
+)
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.seeding import determinism_facts, seeded
 from hf_dumper.capture.targets import select_modules
@@ -211,6 +217,7 @@ class DumpSession(HookOwner):
         facts: dict[str, Any] = {
             "generation_config": dict(plan.options),
             "followed": plan.followed,
+            "length": plan.limit.facts(None),
         }
         expected = self._expected(plan.max_new_tokens)
         if not self._begin_run("generate", prompt_facts(call.values, self._tokenizer), expected):
@@ -220,7 +227,7 @@ class DumpSession(HookOwner):
         self._observer.start_generation(plan.eos)
         error: BaseException | None = None
         try:
-            yield lambda result: facts.update(self._result(result))
+            yield lambda result: facts.update(self._result(result, plan))
         except BaseException as raised_error:
             error = raised_error
             raise
@@ -324,6 +331,7 @@ class DumpSession(HookOwner):
             return
         observer.close_run()
         self._dump.flush()  # what is an alias is found where batches are written
+        trace = observer.take_trace()
         snapshot = observer.snapshot
         cause = error or observer.failure
         reason = None if cause is None else f"{type(cause).__name__}: {cause}"
@@ -335,7 +343,7 @@ class DumpSession(HookOwner):
         self._scope = self._thread = None
         scope.close()
         try:
-            self._dump.commit_run(RunResult({**facts, "inputs": described}, counts, reason))
+            self._dump.commit_run(RunResult({**facts, "inputs": described}, counts, reason, trace))
         except DumpWriteError as failure:
             observer.failure = failure
         if observer.failure is not None:
@@ -343,8 +351,13 @@ class DumpSession(HookOwner):
                 f"Run {self.last_run} in {self.path} is incomplete", observer.failure
             )
 
-    def _result(self, result: Any) -> dict[str, Any]:
-        facts = result_facts(result, self._observer.clock.prompt_length)
+    def _result(self, result: Any, plan: GenerationPlan) -> dict[str, Any]:
+        prompt_length = self._observer.clock.prompt_length
+        facts = result_facts(result, prompt_length)
+        facts["length"] = plan.limit.facts(prompt_length)
+        if facts["generated_ids"] is not None and prompt_length is not None:
+            ids = facts["generated_ids"]
+            facts["ended"] = why_ended(ids, plan.eos, plan.limit, prompt_length)
         facts["generated_text"] = decode(self._tokenizer, facts["generated_ids"])
         return facts
 

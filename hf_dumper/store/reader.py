@@ -157,10 +157,15 @@ class NativeReader:
             msg = f"{self._path} holds no {layout.MODEL_TREE}."
             raise KeyNotFoundError(msg) from error
 
-    def trace(self, run: int | None = None) -> NoReturn:
-        """Raise NotYetError: traces of generations come with a later release."""
-        msg = "trace() comes with a later release; run_info() has the ids of prompt and result."
-        raise NotYetError(msg)
+    def trace(self, run: int | None = None) -> pa.Table:
+        """Return how each token was chosen: one row per generated token and row of the batch.
+
+        `docs/format.md` describes the columns.
+
+        Raises:
+            KeyNotFoundError: the run has no trace: a bare forward, or one that was cut off.
+        """
+        return self._run(run).trace()
 
     def weights(self) -> NoReturn:
         """Raise NotYetError: dumped weights come with a later release."""

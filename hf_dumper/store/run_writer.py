@@ -13,6 +13,7 @@ from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import ShardSet, nowhere
 from hf_dumper.store.tables import TableStream, read_stream, write_parquet
+from hf_dumper.store.trace import write_trace
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
 
@@ -67,6 +68,7 @@ class RunWriter:
             write_parquet(self._folder / f"{name}.parquet", table)
         for name in _TABLES:
             (self._folder / f"{name}.partial").unlink()
+        write_trace(self._run_folder, result.trace)
         reasons = [result.incomplete] if result.incomplete else []
         if self._unfinished:
             reasons.append(f"forwards that did not end: {', '.join(map(str, self._unfinished))}")

@@ -475,10 +475,14 @@ class TestWhole:
         with pytest.raises(KeyNotFoundError, match=r"model_tree\.json"):
             dump.reader().tree()
 
-    @pytest.mark.parametrize("what", ["trace", "weights"])
-    def test_what_is_not_there_yet_says_so(self, dump, what):
+    def test_what_is_not_there_yet_says_so(self, dump):
         with pytest.raises(NotYetError, match="later release"):
-            getattr(dump.reader(), what)()
+            dump.reader().weights()
+
+    def test_a_run_without_a_trace_says_so(self, dump):
+        dump.forward(0, 0, ("a", torch.ones(1), ""))
+        with pytest.raises(KeyNotFoundError, match=r"Run 0 of .* has no trace"):
+            dump.reader().trace()
 
     def test_its_repr_is_one_short_line(self, dump):
         dump.forward(0, 0, ("a", torch.ones(250), ""), ("b", torch.ones(1), ""))
