@@ -15,6 +15,7 @@ import torch
 
 from hf_dumper.capture.clock import TokenClock
 from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
+from hf_dumper.capture.saved import SavePlaces
 from hf_dumper.capture.snapshot import Snapshot
 from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
 from hf_dumper.capture.trace import TraceRecorder
@@ -22,6 +23,7 @@ from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
 from hf_dumper.core.trace import TokenTrace
 from hf_dumper.core.types import ROOT, Batch
+from hf_dumper.errors import CaptureError
 
 
 class BatchSink(Protocol):
@@ -77,6 +79,7 @@ class Observer:
         self._device = device
         self._values = values
         self._trace: TraceRecorder | None = None
+        self._places: SavePlaces | None = None
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
         self._intake.fail = self._fail
@@ -102,6 +105,7 @@ class Observer:
         self.inputs = None
         self._logits = None
         self._trace = None
+        self._places = None
         self._dump = dump
         self.snapshot = Snapshot(
             dump.arena,
@@ -178,6 +182,26 @@ class Observer:
         self.clock.advance(ids)
         self._guarded(self.snapshot.end)
         self._intake.recording = False
+
+    def save(self, name: str, tensor: torch.Tensor) -> bool:
+        """Record a tensor of the user; False where the token in progress is not selected.
+
+        Raises:
+            CaptureError: between two tokens, when no forward is in progress.
+        """
+        tick, clock = self.snapshot.tick, self.clock
+        if self.failure is not None:
+            return False
+        if tick is None:
+            if clock.generating and clock.token not in self._tokens:
+                return False
+            msg = f"save({name!r}, ...) comes between two forwards; call it during one, or before "
+            raise CaptureError(msg + "the token is chosen.")
+        self._places = self._places or SavePlaces(self.model)
+        source, number = self._places.place(name, tick.forward)
+        call = (number, self.snapshot.call()[1])
+        self._guarded(partial(self.snapshot.take, source, f"saved.{name}", "", call, tensor))
+        return True
 
     def close_run(self) -> None:
         """End the forward in progress; the last batch leaves."""

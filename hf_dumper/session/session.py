@@ -29,6 +29,7 @@ from hf_dumper.capture.modes import (
     refuse_compiled,
 )
 from hf_dumper.capture.observer import Observer
+from hf_dumper.capture.saved import check_saved
 from hf_dumper.capture.seeding import determinism_facts, seeded
 from hf_dumper.capture.targets import select_modules
 from hf_dumper.config import INPUTS, OUTPUTS, STATISTICS, DumpConfig
@@ -158,6 +159,29 @@ class DumpSession(HookOwner):
             yield
         finally:
             self._paused -= 1
+
+    def save(self, name: str, tensor: torch.Tensor) -> bool:
+        """Record a tensor of your own under the token and the module in progress.
+
+        The module is the innermost one whose forward is in progress, else the root; the slot is
+        `saved.<name>`. Saving a name again in the same forward and module gives the next `call`.
+        The tensor is copied at once and stays as it is.
+
+        Returns:
+            Whether it was recorded: False while paused, after an error of the dump, and for tokens
+            outside of `token_range`.
+
+        Raises:
+            CaptureError: no run is in progress, or not in this thread; between two forwards; a
+                value that is no tensor, or a name that is none.
+        """
+        check_saved(name, tensor)
+        if self._paused and not self._closed:
+            return False
+        if self._scope is None or self._thread != threading.get_ident():
+            msg = f"save({name!r}, ...) works while the dumped model runs, and in its thread only."
+            raise CaptureError(msg)
+        return self._observer.save(name, tensor)
 
     def close(self) -> None:
         """Take everything off the model; safe to call twice.
