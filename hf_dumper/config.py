@@ -17,7 +17,6 @@ _LATER = (
     "mode",
     "analyze",
     "dump_weight",
-    "dump_kv_cache",
     "layout",
     "max_bytes",
     "on_error",
@@ -54,7 +53,8 @@ class DumpConfig:
         chosen
             token, for each token in `token_range`.
         dump_weight: Dump parameters and buffers.
-        dump_kv_cache: Dump what each token adds to the cache.
+        dump_kv_cache: Dump keys and values that each token adds to the cache, per layer, and the
+            states of state-space layers.
         seed: Run every generation and bare forward under `seeded(seed)`; None leaves the process
         alone. layout: "native", or "msit".
         overwrite: Replace a dump of something else that lies at `dump_path`.

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from hf_dumper.capture.caches import CacheReader
 from hf_dumper.capture.clock import TokenClock
 from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
 from hf_dumper.capture.saved import SavePlaces
@@ -57,6 +58,7 @@ class Observer:
         tokens: TokenSelection,
         *,
         last_logits: bool,
+        cache: bool = False,
         inputs: bool = True,
         outputs: bool = True,
         device: int | None = None,
@@ -66,6 +68,7 @@ class Observer:
 
         `inputs` and `outputs` say which are recorded, `device` is the index of the one accelerator
         whose tensors are, None means all. Without `values`, statistics are all that is wanted.
+        With `cache`, what each forward adds to the cache is recorded.
         """
         self.model = model
         self.clock = TokenClock()
@@ -80,6 +83,7 @@ class Observer:
         self._values = values
         self._trace: TraceRecorder | None = None
         self._places: SavePlaces | None = None
+        self._cache = CacheReader() if cache else None
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
         self._intake.fail = self._fail
@@ -149,8 +153,11 @@ class Observer:
             if wanted:
                 snapshot.begin(tick)
         self._intake.recording = wanted and not self._last_logits
+        given = named_arguments(self.model, args, kwargs)
         if self._trace is not None:
-            self._trace.see_inputs(tick, inputs, named_arguments(self.model, args, kwargs))
+            self._trace.see_inputs(tick, inputs, given)
+        if self._cache is not None and wanted:
+            self._cache.before(given)
 
     def after_root(self, output: Any) -> None:
         """Take the output of a forward of the root module; None when it raised.
@@ -160,6 +167,8 @@ class Observer:
         self._dump.flush(before=self.clock.forward)
         if self._trace is not None and self.failure is None:
             self._guarded(partial(self._trace.see_logits, _logits(output)))
+        if self._cache is not None and self.snapshot.tick is not None and self.failure is None:
+            self._guarded(partial(self._take_cache, self._cache, output))
         if self._last_logits and self.snapshot.tick is not None and self.failure is None:
             logits = _logits(output)
             self._logits = None if logits is None else logits.detach()
@@ -223,6 +232,18 @@ class Observer:
         if self._trace is not None:
             batch = replace(batch, resolve=self._trace.before(batch.resolve))
         self._dump.write(batch)
+
+    def _take_cache(self, cache: CacheReader, output: Any) -> None:
+        """Record what the forward that is over added to the cache."""
+        tick = self.snapshot.tick
+        if tick is None or output is None:  # a forward that raised
+            return
+        call = self.snapshot.call()
+        for found in cache.after(output, tick.rows, tick.cols):
+            if isinstance(found, str):
+                self.snapshot.skip(found)
+            else:
+                self.snapshot.take_known(self._source, found.slot, found.axes, call, found.tensor)
 
     def _take_logits(self) -> None:
         logits, self._logits = self._logits, None

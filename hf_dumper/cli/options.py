@@ -194,6 +194,14 @@ class DumpOptions:
             rich_help_panel=_DUMP,
         ),
     ] = None
+    dump_kv_cache: Annotated[
+        bool | None,
+        Option(
+            "--dump-kv-cache",
+            help="Keys, values and states that each token adds to the cache.",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
     seed: Annotated[
         int | None, Option(help="Compute deterministically from it.", rich_help_panel=_DUMP)
     ] = None
@@ -226,7 +234,6 @@ class DumpOptions:
     api_list: Annotated[Names, Option(hidden=True)] = None
     analyze: Annotated[bool | None, Option(hidden=True)] = None
     dump_weight: Annotated[bool | None, Option(hidden=True)] = None
-    dump_kv_cache: Annotated[bool | None, Option(hidden=True)] = None
     layout: Annotated[str | None, Option(hidden=True)] = None
     max_bytes: Annotated[int | None, Option(hidden=True)] = None
     on_error: Annotated[str | None, Option(hidden=True)] = None

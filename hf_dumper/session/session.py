@@ -78,6 +78,7 @@ class DumpSession(HookOwner):
             modules,
             self._tokens,
             last_logits=config.dump_last_logits,
+            cache=config.dump_kv_cache,
             inputs=config.tensor_part != OUTPUTS,
             outputs=config.tensor_part != INPUTS,
             device=config.device_id,

@@ -15,7 +15,6 @@ LATER = {
     "mode": "api",
     "analyze": True,
     "dump_weight": True,
-    "dump_kv_cache": True,
     "layout": "msit",
     "max_bytes": 1000,
     "on_error": "raise",
