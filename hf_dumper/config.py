@@ -15,7 +15,6 @@ Tokens = str | range | Sequence[int] | None
 _LATER = (
     "api_list",
     "mode",
-    "dump_kv_cache",
     "allow_eager",
 )
 """Fields whose feature a later release brings: until then only the default is taken."""
@@ -52,7 +51,8 @@ class DumpConfig:
             token, for each token in `token_range`.
         dump_weight: Dump parameters and buffers of the modules that `layer_name` selects, and
             of the modules inside them; tied ones once, offloaded ones with their true values.
-        dump_kv_cache: Dump what each token adds to the cache.
+        dump_kv_cache: Dump keys and values that each token adds to the cache, per layer, and the
+            states of state-space layers.
         seed: Run every generation and bare forward under `seeded(seed)`; None leaves the process
         alone.
         layout: "native", or "msit": a .pth file per tensor, in a new folder `msit_dump_<time>`

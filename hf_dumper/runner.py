@@ -217,6 +217,8 @@ def _told(on_progress: OnToken | None, index: int) -> Callable[[int], None] | No
 class _Counter(StoppingCriteria):
     """Tells how many tokens there are so far; never stops."""
 
+    stops = False
+
     def __init__(self, on_token: Callable[[int], None]) -> None:
         self._on_token = on_token
         self._tokens = 0

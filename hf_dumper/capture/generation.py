@@ -31,6 +31,8 @@ class DumpLogitsProcessor(LogitsProcessor):
 class DumpStoppingCriteria(StoppingCriteria):
     """Tells a session which token was chosen; never stops a generation."""
 
+    stops = False  # so that it is not named among what may have ended a row
+
     def __init__(self, listener: Callable[[torch.Tensor], None]) -> None:
         """Call `listener(input_ids)` when a token was appended."""
         self._listener: Callable[[torch.Tensor], None] | None = listener

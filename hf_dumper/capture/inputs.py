@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which transformers passes a cache (ALL_CACHE_NAMES of generation, 5.23)."""
 
 _IDS = ("decoder_input_ids", "input_ids")
@@ -41,7 +41,7 @@ def read_inputs(
 ) -> RootInputs:
     """Read the sizes of a forward from its positional and keyword arguments."""
     names = parameter_names(module)
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = named_arguments(module, args, kwargs)
     decoder = any(name.startswith("decoder_") for name in names)
     rows, cols = _sizes(given, decoder, args)
     mask = given.get("decoder_attention_mask" if decoder else "attention_mask")
@@ -54,8 +54,15 @@ def read_inputs(
         past=_past(given),
         mask=None if flat is None else flat.detach().ne(0).to("cpu", torch.int8).numpy(),
         readable=mask is None or flat is not None,
-        cache=next((type(given[n]).__name__ for n in _CACHES if given.get(n) is not None), None),
+        cache=next((type(given[n]).__name__ for n in CACHES if given.get(n) is not None), None),
     )
+
+
+def named_arguments(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a module's forward by name."""
+    return {**dict(zip(parameter_names(module), args, strict=False)), **kwargs}
 
 
 def parameter_names(module: torch.nn.Module) -> tuple[str, ...]:
@@ -91,7 +98,7 @@ def _sizes(given: Mapping[str, Any], decoder: bool, args: tuple[Any, ...]) -> tu
 
 
 def _past(given: Mapping[str, Any]) -> int | None:
-    for name in _CACHES:
+    for name in CACHES:
         cache = given.get(name)
         if cache is None:
             continue

@@ -11,6 +11,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from hf_dumper.capture.generation import FollowTokens
 from hf_dumper.capture.guard import GenerateCall
+from hf_dumper.capture.lengths import LengthLimit, length_limit
 from hf_dumper.errors import CompiledModelError, UnsupportedGenerationError
 
 _FOLLOWED = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -37,12 +38,14 @@ _EXPLICIT = (
 class GenerationPlan:
     """What a `generate()` call will do: its end-of-sequence ids, its bound and its options.
 
-    `followed` says where the tokens come from when they are given to it, else it is None.
+    `limit` bounds its length; `followed` says where the tokens come from when they are given to
+    it, else it is None.
     """
 
     eos: frozenset[int]
     max_new_tokens: int | None
     options: Mapping[str, Any]
+    limit: LengthLimit
     followed: Mapping[str, Any] | None = None
 
 
@@ -68,7 +71,8 @@ def plan_generation(call: GenerateCall) -> GenerationPlan:
         _refuse(f"a {type(cache).__name__}", "its positions are not followed yet")
     options, given = config.to_diff_dict(), values.get("logits_processor") or ()
     followed = next((dict(p.source) for p in given if isinstance(p, FollowTokens)), None)
-    return GenerationPlan(_eos(config), config.max_new_tokens, options, followed)
+    limit = length_limit(call.model, values, config)
+    return GenerationPlan(_eos(config), config.max_new_tokens, options, limit, followed)
 
 
 def disable_compilation(call: GenerateCall) -> None:

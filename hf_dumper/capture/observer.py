@@ -7,17 +7,24 @@ the hooks see into batches, and the session closes the run.
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
+from hf_dumper.capture.caches import CacheReader
 from hf_dumper.capture.clock import TokenClock
-from hf_dumper.capture.inputs import RootInputs, read_inputs
+from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
+from hf_dumper.capture.saved import SavePlaces
 from hf_dumper.capture.snapshot import Snapshot
 from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
+from hf_dumper.capture.trace import TraceRecorder
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
+from hf_dumper.core.trace import TokenTrace
 from hf_dumper.core.types import ROOT, Batch
+from hf_dumper.errors import CaptureError
 
 
 class BatchSink(Protocol):
@@ -52,6 +59,7 @@ class Observer:
         tokens: TokenSelection,
         *,
         last_logits: bool,
+        cache: bool = False,
         inputs: bool = True,
         outputs: bool = True,
         device: int | None = None,
@@ -61,6 +69,7 @@ class Observer:
 
         `inputs` and `outputs` say which are recorded, `device` is the index of the one accelerator
         whose tensors are, None means all. Without `values`, statistics are all that is wanted.
+        With `cache`, what each forward adds to the cache is recorded.
         """
         self.model = model
         self.clock = TokenClock()
@@ -75,6 +84,9 @@ class Observer:
         self._source = (ROOT, type(model).__name__)
         self._device = device
         self._values = values
+        self._trace: TraceRecorder | None = None
+        self._places: SavePlaces | None = None
+        self._cache = CacheReader() if cache else None
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
         self._intake.fail = self._fail
@@ -100,10 +112,12 @@ class Observer:
         self.left_out, self._stopped = 0, False
         self.inputs = None
         self._logits = None
+        self._trace = None
+        self._places = None
         self._dump = dump
         self.snapshot = Snapshot(
             dump.arena,
-            dump.write,
+            self._send,
             self._intake,
             device=self._device,
             hurry=dump.hurry,
@@ -114,6 +128,7 @@ class Observer:
     def start_generation(self, eos: frozenset[int]) -> None:
         """Record from now on: an encoder or vision tower runs before the first forward."""
         self.clock.open_run(self.run, generating=True, eos=eos)
+        self._trace = TraceRecorder()
         self._intake.stamp += 1
         if 0 in self._tokens:
             self.snapshot.begin(self.clock.provisional())
@@ -144,6 +159,11 @@ class Observer:
             if wanted:
                 snapshot.begin(tick)
         self._intake.recording = wanted and not self._last_logits
+        given = named_arguments(self.model, args, kwargs)
+        if self._trace is not None:
+            self._trace.see_inputs(tick, inputs, given)
+        if self._cache is not None and wanted:
+            self._cache.before(given)
 
     def after_root(self, output: Any) -> None:
         """Take the output of a forward of the root module; None when it raised.
@@ -151,8 +171,13 @@ class Observer:
         By then the forward before it is on disk: a kill loses no more than one that has ended.
         """
         self._dump.flush(before=self.clock.forward)
+        if self._trace is not None and not self._stopped:
+            self._guarded(partial(self._trace.see_logits, _logits(output)))
+        if self._cache is not None and self.snapshot.tick is not None and not self._stopped:
+            self._guarded(partial(self._take_cache, self._cache, output))
         if self._last_logits and self.snapshot.tick is not None and not self._stopped:
-            self._logits = _logits(output)
+            logits = _logits(output)
+            self._logits = None if logits is None else logits.detach()
             if not self.clock.generating:
                 self._guarded(self._take_logits)
 
@@ -165,6 +190,8 @@ class Observer:
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
+        if self._trace is not None and not self._stopped:
+            self._guarded(partial(self._trace.see_token, self.clock.token, ids))
         if self.snapshot.tick is not None and not self._stopped:
             self._guarded(lambda: self._take("token_ids", ids[:, -1]))
         self.clock.advance(ids)
@@ -176,11 +203,58 @@ class Observer:
         self._stopped = True
         self._intake.recording = False
 
+    def save(self, name: str, tensor: torch.Tensor) -> bool:
+        """Record a tensor of the user; False where the token in progress is not selected.
+
+        Raises:
+            CaptureError: between two tokens, when no forward is in progress.
+        """
+        tick, clock = self.snapshot.tick, self.clock
+        if self._stopped:
+            return False
+        if tick is None:
+            if clock.generating and clock.token not in self._tokens:
+                return False
+            msg = f"save({name!r}, ...) comes between two forwards; call it during one, or before "
+            raise CaptureError(msg + "the token is chosen.")
+        self._places = self._places or SavePlaces(self.model)
+        source, number = self._places.place(name, tick.forward)
+        call = (number, self.snapshot.call()[1])
+        self._guarded(partial(self.snapshot.take, source, f"saved.{name}", "", call, tensor))
+        return True
+
     def close_run(self) -> None:
         """End the forward in progress; the last batch leaves."""
         self._intake.recording = False
         self._logits = None
         self._guarded(self.snapshot.end)
+
+    def take_trace(self) -> tuple[TokenTrace, ...]:
+        """Return the tokens that were generated in the run, once its batches are written."""
+        if self._trace is not None:
+            try:
+                return self._trace.tokens()
+            except Exception as error:  # whatever went wrong behind the forwards
+                self._fail(error)
+        return ()
+
+    def _send(self, batch: Batch) -> None:
+        """Send a batch on; whoever resolves it ranks the candidates of earlier tokens, too."""
+        if self._trace is not None:
+            batch = replace(batch, resolve=self._trace.before(batch.resolve))
+        self._dump.write(batch)
+
+    def _take_cache(self, cache: CacheReader, output: Any) -> None:
+        """Record what the forward that is over added to the cache."""
+        tick = self.snapshot.tick
+        if tick is None or output is None:  # a forward that raised
+            return
+        call = self.snapshot.call()
+        for found in cache.after(output, tick.rows, tick.cols):
+            if isinstance(found, str):
+                self.snapshot.skip(found)
+            else:
+                self.snapshot.take_known(self._source, found.slot, found.axes, call, found.tensor)
 
     def _take_logits(self) -> None:
         logits, self._logits = self._logits, None
@@ -229,7 +303,7 @@ def _logits(output: Any) -> torch.Tensor | None:
     logits = getattr(output, "logits", None)
     if logits is None and isinstance(output, tuple):  # return_dict=False: a loss may come first
         logits = next((v for v in output if isinstance(v, torch.Tensor) and v.ndim > 1), None)
-    return logits.detach() if isinstance(logits, torch.Tensor) else None
+    return logits if isinstance(logits, torch.Tensor) else None
 
 
 def _drop(_batch: Batch) -> None:

@@ -165,6 +165,20 @@ class Snapshot:
         else:
             self._note(what, *call, self._copy_values(tensor, what.nbytes), None)
 
+    def take_known(
+        self, source: Source, slot: str, axes: str, call: Call, tensor: torch.Tensor
+    ) -> None:
+        """Record a borrowed tensor whose axes are known."""
+        if self._device is not None and (tensor.is_cpu or tensor.get_device() != self._device):
+            self.skip("on another device")
+            return
+        what = self.describe(source, slot, "", tensor)
+        if what is None:
+            self._skip(source, slot, "", call, tensor)
+        else:
+            offset = self._copy_values(tensor, what.nbytes)
+            self._note(what._replace(axes=axes), *call, offset, None)
+
     def take_literal(
         self, what: Description, number: int, index: int, tensor: torch.Tensor
     ) -> None:

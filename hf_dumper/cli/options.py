@@ -218,6 +218,14 @@ class DumpOptions:
             metavar="KIND", help="native or msit.", show_default="native", rich_help_panel=_DUMP
         ),
     ] = None
+    dump_kv_cache: Annotated[
+        bool | None,
+        Option(
+            "--dump-kv-cache",
+            help="Keys, values and states that each token adds to the cache.",
+            rich_help_panel=_DUMP,
+        ),
+    ] = None
     seed: Annotated[
         int | None, Option(help="Compute deterministically from it.", rich_help_panel=_DUMP)
     ] = None
@@ -271,7 +279,6 @@ class DumpOptions:
     # Documented options of later releases: taken, so that DumpConfig can say so, but not listed.
     mode: Annotated[Names, Option(hidden=True)] = None
     api_list: Annotated[Names, Option(hidden=True)] = None
-    dump_kv_cache: Annotated[bool | None, Option(hidden=True)] = None
     allow_eager: Annotated[bool | None, Option(hidden=True)] = None
 
     def to_config(self, default: "Mapping[str, Any] | None" = None) -> "DumpConfig":

@@ -23,6 +23,7 @@ _SELECTION: Final = (
     "tensor_part",
     "dump_statistics_mode",
     "dump_last_logits",
+    "dump_kv_cache",
 )
 """Fields of DumpConfig that say what is dumped."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_dumper.core.arena import Chunk, Span
+from hf_dumper.core.trace import TokenTrace
 
 ROOT = "root"
 """Name of the outermost module; torch itself calls it the empty string."""
@@ -197,7 +198,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What is known of a run when it ends: facts, counts, and why it is not whole.
+    """What is known of a run when it ends: facts, counts, why it is not whole, and its tokens.
 
     `unrecorded` is the number of forwards that were to be recorded after the recording had ended.
     """
@@ -206,3 +207,4 @@ class RunResult:
     counts: Mapping[str, Any]
     incomplete: str | None = None
     unrecorded: int = 0
+    trace: Sequence[TokenTrace] = ()

@@ -25,7 +25,7 @@ def with_texts(comparison: Comparison) -> Comparison:
     if folder is None or not tokens.num_rows:
         return comparison
     ids = {side: tokens.column(f"{side}_id").to_pylist() for side in _SIDES}
-    texts = _texts(folder, {n for side in _SIDES for n in ids[side] if n is not None})
+    texts = texts_of(folder, {n for side in _SIDES for n in ids[side] if n is not None})
     for side in _SIDES:
         known = tokens.column(f"{side}_text").to_pylist()
         pairs = zip(known, ids[side], strict=True)
@@ -35,7 +35,8 @@ def with_texts(comparison: Comparison) -> Comparison:
     return replace(comparison, tokens=tokens)
 
 
-def _texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
+def texts_of(folder: Path, ids: Iterable[int]) -> dict[int, str]:
+    """Return the text of each id by the tokenizer in a folder; none where it cannot be used."""
     try:
         decode = _decoder(folder)
         return {n: decode([n]) for n in ids}

@@ -22,8 +22,15 @@ from hf_dumper.capture.facts import (
 )
 from hf_dumper.capture.generation import DumpLogitsProcessor, DumpStoppingCriteria
 from hf_dumper.capture.guard import GenerateCall, HookOwner, ModelGuard
-from hf_dumper.capture.modes import disable_compilation, plan_generation, refuse_compiled
+from hf_dumper.capture.lengths import why_ended
+from hf_dumper.capture.modes import (
+    GenerationPlan,
+    disable_compilation,
+    plan_generation,
+    refuse_compiled,
+)
 from hf_dumper.capture.observer import Observer
+from hf_dumper.capture.saved import check_saved
 from hf_dumper.capture.seeding import determinism_facts, seeded
 from hf_dumper.capture.targets import select_modules
 from hf_dumper.config import INPUTS, OUTPUTS, RAISE, STATISTICS, DumpConfig
@@ -73,6 +80,7 @@ class DumpSession(HookOwner):
             modules,
             self._tokens,
             last_logits=config.dump_last_logits,
+            cache=config.dump_kv_cache,
             inputs=config.tensor_part != OUTPUTS,
             outputs=config.tensor_part != INPUTS,
             device=config.device_id,
@@ -158,6 +166,29 @@ class DumpSession(HookOwner):
         finally:
             self._paused -= 1
 
+    def save(self, name: str, tensor: torch.Tensor) -> bool:
+        """Record a tensor of your own under the token and the module in progress.
+
+        The module is the innermost one whose forward is in progress, else the root; the slot is
+        `saved.<name>`. Saving a name again in the same forward and module gives the next `call`.
+        The tensor is copied at once and stays as it is.
+
+        Returns:
+            Whether it was recorded: False while paused, after an error of the dump, and for tokens
+            outside of `token_range`.
+
+        Raises:
+            CaptureError: no run is in progress, or not in this thread; between two forwards; a
+                value that is no tensor, or a name that is none.
+        """
+        check_saved(name, tensor)
+        if self._paused and not self._closed:
+            return False
+        if self._scope is None or self._thread != threading.get_ident():
+            msg = f"save({name!r}, ...) works while the dumped model runs, and in its thread only."
+            raise CaptureError(msg)
+        return self._observer.save(name, tensor)
+
     def close(self) -> None:
         """Take everything off the model; safe to call twice.
 
@@ -216,6 +247,7 @@ class DumpSession(HookOwner):
         facts: dict[str, Any] = {
             "generation_config": dict(plan.options),
             "followed": plan.followed,
+            "length": plan.limit.facts(None),
         }
         expected = self._expected(plan.max_new_tokens)
         if not self._begin_run("generate", prompt_facts(call.values, self._tokenizer), expected):
@@ -225,7 +257,7 @@ class DumpSession(HookOwner):
         self._observer.start_generation(plan.eos)
         error: BaseException | None = None
         try:
-            yield lambda result: facts.update(self._result(result))
+            yield lambda result: facts.update(self._result(result, plan))
         except BaseException as raised_error:
             error = raised_error
             raise
@@ -374,7 +406,7 @@ class DumpSession(HookOwner):
         self._stored += snapshot.counts.total() - snapshot.counts[SKIPPED]
         reason = None if cause is None else f"{type(cause).__name__}: {cause}"
         facts = {**facts, "inputs": described}
-        result = RunResult(facts, counts, reason, observer.left_out)
+        result = RunResult(facts, counts, reason, observer.left_out, observer.take_trace())
         try:
             self._dump.commit_run(result)
         except DumpWriteError as failure:
@@ -409,8 +441,13 @@ class DumpSession(HookOwner):
     def _incomplete(self) -> str:
         return f"Run {self.last_run} in {self.path} is incomplete"
 
-    def _result(self, result: Any) -> dict[str, Any]:
-        facts = result_facts(result, self._observer.clock.prompt_length)
+    def _result(self, result: Any, plan: GenerationPlan) -> dict[str, Any]:
+        prompt_length = self._observer.clock.prompt_length
+        facts = result_facts(result, prompt_length)
+        facts["length"] = plan.limit.facts(prompt_length)
+        if facts["generated_ids"] is not None and prompt_length is not None:
+            ids = facts["generated_ids"]
+            facts["ended"] = why_ended(ids, plan.eos, plan.limit, prompt_length)
         facts["generated_text"] = decode(self._tokenizer, facts["generated_ids"])
         return facts
 

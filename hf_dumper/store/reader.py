@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import pyarrow as pa
 import torch
 
 from hf_dumper.core.types import ROOT, SKIPPED, TensorKey
-from hf_dumper.errors import DumpNotFoundError, KeyNotFoundError, NotYetError
+from hf_dumper.errors import DumpNotFoundError, KeyNotFoundError
 from hf_dumper.store import layout
 from hf_dumper.store.assemble import Part, join, select_row
 from hf_dumper.store.describe import fill_statistics
@@ -156,10 +156,15 @@ class NativeReader:
             msg = f"{self._path} holds no {layout.MODEL_TREE}."
             raise KeyNotFoundError(msg) from error
 
-    def trace(self, run: int | None = None) -> NoReturn:
-        """Raise NotYetError: traces of generations come with a later release."""
-        msg = "trace() comes with a later release; run_info() has the ids of prompt and result."
-        raise NotYetError(msg)
+    def trace(self, run: int | None = None) -> pa.Table:
+        """Return how each token was chosen: one row per generated token and row of the batch.
+
+        `docs/format.md` describes the columns.
+
+        Raises:
+            KeyNotFoundError: the run has no trace: a bare forward, or one that was cut off.
+        """
+        return self._run(run).trace()
 
     def weights(self) -> Weights:
         """Return the dumped parameters and buffers by name, each read when it is asked for.

@@ -14,6 +14,7 @@ from hf_dumper.store.assemble import Extent, extents
 from hf_dumper.store.files import read_json
 from hf_dumper.store.lookup import COLUMNS, TEXTS, Lookup
 from hf_dumper.store.tables import encode, read_parquet, read_stream
+from hf_dumper.store.trace import read_trace
 
 
 class RunReader:
@@ -53,6 +54,14 @@ class RunReader:
     def positions(self) -> pa.Table:
         """Read the positions of the tokens of each forward."""
         return self._table(layout.POSITIONS, layout.POSITIONS_SCHEMA)
+
+    def trace(self) -> pa.Table:
+        """Read how each token was chosen.
+
+        Raises:
+            KeyNotFoundError: the run has no trace.
+        """
+        return read_trace(self._folder, f"Run {self.run} of {self._dump}")
 
     @cached_property
     def lookup(self) -> Lookup:

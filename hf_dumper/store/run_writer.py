@@ -18,6 +18,7 @@ from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.tables import TableStream, read_stream, write_parquet
+from hf_dumper.store.trace import write_trace
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
 
@@ -110,6 +111,7 @@ class RunWriter:
         """
         self._drop_forward()
         try:
+            write_trace(self._run_folder, result.trace, durable=self._durable)
             self._finish_files()
         except BaseException as error:
             reason = f"the run could not be ended: {str(error) or type(error).__name__}"

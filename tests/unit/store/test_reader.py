@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hf_dumper.core.types import RunInfo, RunResult
-from hf_dumper.errors import DumpError, DumpFormatError, KeyNotFoundError, NotYetError
+from hf_dumper.errors import DumpError, DumpFormatError, KeyNotFoundError
 from hf_dumper.store import DirectorySink, NativeReader
 from tests.batches import BatchMaker
 
@@ -475,10 +475,10 @@ class TestWhole:
         with pytest.raises(KeyNotFoundError, match=r"model_tree\.json"):
             dump.reader().tree()
 
-    @pytest.mark.parametrize("what", ["trace"])
-    def test_what_is_not_there_yet_says_so(self, dump, what):
-        with pytest.raises(NotYetError, match="later release"):
-            getattr(dump.reader(), what)()
+    def test_a_run_without_a_trace_says_so(self, dump):
+        dump.forward(0, 0, ("a", torch.ones(1), ""))
+        with pytest.raises(KeyNotFoundError, match=r"Run 0 of .* has no trace"):
+            dump.reader().trace()
 
     def test_a_dump_without_weights_says_so(self, dump):
         with pytest.raises(KeyNotFoundError, match="dump_weight=True"):

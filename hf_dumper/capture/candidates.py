@@ -1,0 +1,61 @@
+"""The likeliest tokens by the logits of a forward, worked out behind it."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_dumper.core.trace import Candidates, Ints
+
+COUNT = 5
+"""How many candidates are kept."""
+
+_KINDS = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
+
+
+def as_floats(memory: bytearray, count: int, dtype: torch.dtype) -> NDArray[np.floating]:
+    """Return `count` values of a type at the start of a buffer as float32, or as float64 if so."""
+    if dtype is torch.bfloat16:  # NumPy has no such type: it is the upper half of a float32
+        halves = np.frombuffer(memory, np.uint16, count)
+        return (halves.astype(np.uint32) << 16).view(np.float32)
+    kind = _KINDS.get(dtype)
+    if kind is None:
+        return torch.frombuffer(memory, dtype=dtype, count=count).to(torch.float32).numpy()
+    values = np.frombuffer(memory, kind, count)
+    return values.astype(np.float32) if kind is np.float16 else values
+
+
+def rank_candidates(logits: NDArray[np.floating], chosen: Ints, count: int = COUNT) -> Candidates:
+    """Return the likeliest ids of each row.
+
+    Args:
+        logits: Float32 or float64 [rows, vocabulary].
+        chosen: The chosen id of each row [rows].
+        count: How many; fewer where the vocabulary is smaller.
+    """
+    rows, count = len(logits), min(count, logits.shape[1])
+    ids = np.empty((rows, count), np.int64)
+    probabilities = np.empty((rows, count), np.float64)
+    margin, share = np.full(rows, np.nan), np.full(rows, np.nan)
+    rank = np.zeros(rows, np.int64)
+    for row, (values, taken) in enumerate(zip(logits, chosen.tolist(), strict=True)):
+        order = ids[row] = _best(values, count)
+        with np.errstate(invalid="ignore"):  # infinite logits, or none that is finite
+            weights = np.exp(values - values.max())
+            total = weights.sum(dtype=np.float64)
+            probabilities[row] = weights[order] / total
+            if count > 1:
+                margin[row] = np.float64(values[order[0]]) - np.float64(values[order[1]])
+            if 0 <= taken < len(values):  # padding may be an id of its own, beyond the vocabulary
+                share[row] = weights[taken] / total
+                rank[row] = 1 + np.count_nonzero(values > values[taken])
+    return Candidates(ids, probabilities, margin, share, rank)
+
+
+def _best(values: NDArray[np.floating], count: int) -> Ints:
+    """Return the ids of the largest values, largest first; a NaN counts as the largest of all."""
+    if np.isnan(values.max()):
+        values = np.where(np.isnan(values), np.inf, values)
+    least = np.partition(values, -count)[-count]
+    found = np.flatnonzero(values >= least)
+    order = np.argsort(-values[found], kind="stable")[:count]
+    return np.asarray(found[order], np.int64)

@@ -1,0 +1,236 @@
+"""Follows a generation token by token: what went in, what there was to choose, what was chosen.
+
+Hooks copy a few numbers and the last logits, and no more. Ranking the candidates is left to
+whoever writes batches, behind the forward; only where no batches leave is it done between tokens.
+"""
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_dumper.capture.candidates import as_floats, rank_candidates
+from hf_dumper.capture.inputs import RootInputs
+from hf_dumper.capture.owners import memmove
+from hf_dumper.capture.storable import PLAIN, is_literal
+from hf_dumper.core.trace import Ints, TokenTrace
+from hf_dumper.core.types import Records, Tick
+
+_MOST, _MOST_BYTES = 8, 32 << 20
+"""Tokens, and bytes of their logits, that may wait for their candidates to be ranked."""
+
+_INTEGERS = {torch.int64: np.int64, torch.int32: np.int32}
+
+Numbers = NDArray[np.integer]
+
+
+class _Inputs(NamedTuple):
+    """What went into one forward, copied: arrays of integers [rows, columns]."""
+
+    tick: Tick
+    cache: str | None
+    past: int | None
+    use_cache: bool | None
+    ids: Numbers | None
+    position_ids: Numbers | None
+    mask: Numbers | None
+
+
+class _Logits(NamedTuple):
+    """The logits of the last column of a forward [rows, vocabulary], copied."""
+
+    memory: bytearray
+    rows: int
+    vocabulary: int
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.vocabulary * self.dtype.itemsize
+
+
+class TraceRecorder:
+    """Records one generation.
+
+    `rank` may be called from any thread, everything else from the model's.
+    """
+
+    def __init__(self) -> None:
+        """Record nothing yet."""
+        self._inputs: list[_Inputs] = []
+        self._logits: _Logits | None = None
+        self._shape: tuple[int, ...] | None = None
+        self._tokens: list[TokenTrace] = []
+        self._waiting: deque[tuple[int, _Logits]] = deque()
+        self._free: list[bytearray] = []
+        self._ranking = threading.Lock()
+        self._failure: Exception | None = None
+
+    def see_inputs(self, tick: Tick, inputs: RootInputs, given: Mapping[str, Any]) -> None:
+        """Take what goes into a forward; `given` are its arguments by name."""
+        shape = (tick.rows, tick.cols)
+        side = "decoder_" if any(name.startswith("decoder_") for name in given) else ""
+        use_cache = given.get("use_cache")
+        mask = None if inputs.mask is None or not tick.cols else inputs.mask[:, -tick.cols :]
+        self._inputs.append(
+            _Inputs(
+                tick,
+                inputs.cache,
+                inputs.past,
+                use_cache if isinstance(use_cache, bool) else None,
+                _peek(given.get(f"{side}input_ids"), shape),
+                _peek(given.get(f"{side}position_ids"), shape),
+                mask,
+            )
+        )
+
+    def see_logits(self, logits: torch.Tensor | None) -> None:
+        """Take the logits [rows, columns, vocabulary] or [rows, vocabulary] of a forward."""
+        self._shape = None if logits is None else tuple(logits.shape)
+        self._put_back()
+        if logits is not None and type(logits) in PLAIN and logits.ndim in (2, 3):
+            self._logits = self._copy_last(logits)
+
+    def see_token(self, token: int, ids: torch.Tensor) -> None:
+        """Take the ids [rows, length] that end in what was chosen as token `token`."""
+        forwards, self._inputs = self._inputs, []
+        logits, self._logits = self._logits, None
+        if not forwards:
+            return
+        trace = _joined(forwards, token, _last_column(ids), self._shape)
+        self._tokens.append(trace)
+        if logits is not None and logits.rows == len(trace.chosen):
+            self._waiting.append((len(self._tokens) - 1, logits))
+            if len(self._waiting) > min(_MOST, _MOST_BYTES // (logits.nbytes or 1)):
+                self.rank()
+
+    def rank(self) -> None:
+        """Rank the candidates of all tokens that wait for it; an error is kept for `tokens`."""
+        if not self._waiting:
+            return
+        with self._ranking:
+            while self._waiting:
+                index, logits = self._waiting[0]
+                try:
+                    self._tokens[index] = _ranked(self._tokens[index], logits)
+                except Exception as error:  # in whatever thread: the model must go on
+                    self._failure = self._failure or error
+                self._waiting.popleft()
+                self._free.append(logits.memory)
+
+    def before(self, resolve: Callable[[], Records]) -> Callable[[], Records]:
+        """Return a `resolve` of a batch that ranks what waits for it first."""
+
+        def ranked() -> Records:
+            self.rank()
+            return resolve()
+
+        return ranked
+
+    def tokens(self) -> tuple[TokenTrace, ...]:
+        """Return the tokens that were chosen, with their candidates.
+
+        Raises:
+            Exception: what went wrong in `rank`.
+        """
+        self.rank()
+        if self._failure is not None:
+            raise self._failure
+        return tuple(self._tokens)
+
+    def _copy_last(self, logits: torch.Tensor) -> _Logits:
+        """Copy the last column, without an operator of torch where that is possible."""
+        rows, vocabulary = logits.shape[0], logits.shape[-1]
+        columns = logits.shape[1] if logits.ndim == 3 else 1
+        width = vocabulary * logits.dtype.itemsize
+        memory = self._take(rows * width)
+        if not rows * width * columns:
+            return _Logits(memory, 0, vocabulary, logits.dtype)
+        if is_literal(logits):
+            into = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            last = logits.data_ptr() + (columns - 1) * width
+            for row in range(rows):
+                memmove(into + row * width, last + row * columns * width, width)
+        else:
+            flat = torch.frombuffer(memory, dtype=logits.dtype, count=rows * vocabulary)
+            column = logits[:, -1] if logits.ndim == 3 else logits
+            flat.view(rows, vocabulary).copy_(column.detach())
+        return _Logits(memory, rows, vocabulary, logits.dtype)
+
+    def _take(self, nbytes: int) -> bytearray:
+        """Return memory that was used before, if it is large enough."""
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) >= nbytes:
+                return memory
+        return bytearray(nbytes)
+
+    def _put_back(self) -> None:
+        if self._logits is not None:  # an earlier chunk of a prompt, which predicts nothing
+            self._free.append(self._logits.memory)
+            self._logits = None
+
+
+def _ranked(trace: TokenTrace, logits: _Logits) -> TokenTrace:
+    values = as_floats(logits.memory, logits.rows * logits.vocabulary, logits.dtype)
+    table = values.reshape(logits.rows, logits.vocabulary)
+    return replace(trace, candidates=rank_candidates(table, trace.chosen))
+
+
+def _joined(
+    forwards: list[_Inputs], token: int, chosen: Ints, shape: tuple[int, ...] | None
+) -> TokenTrace:
+    first, last = forwards[0], forwards[-1]
+    return TokenTrace(
+        token,
+        last.tick.forward,
+        str(last.tick.phase),
+        chosen,
+        _together([f.ids for f in forwards]),
+        _together([f.position_ids for f in forwards]),
+        _together([f.mask for f in forwards]),
+        _together([f.tick.positions for f in forwards]),
+        first.cache,
+        first.past,
+        first.use_cache,
+        shape,
+    )
+
+
+def _together(parts: list[Numbers | None]) -> Numbers | None:
+    """Join arrays [rows, columns] along their columns; None if one is missing."""
+    if len(parts) == 1:
+        return parts[0]
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known, axis=1) if len(known) == len(parts) else None
+
+
+def _peek(value: Any, shape: tuple[int, int]) -> Numbers | None:
+    """Copy integers [rows, columns], without an operator of torch where that is possible."""
+    if type(value) not in PLAIN or value.ndim != 2:
+        return None
+    if tuple(value.shape) not in (shape, (1, shape[1])):
+        return None
+    kind = _INTEGERS.get(value.dtype)
+    if kind is not None and is_literal(value):
+        copied = ctypes.string_at(value.data_ptr(), value.nbytes) if value.numel() else b""
+        array: Numbers = np.frombuffer(copied, kind).reshape(value.shape)
+    else:
+        array = cast("Numbers", value.detach().to("cpu", torch.int64, copy=True).numpy())
+    return array if len(array) == shape[0] else np.repeat(array, shape[0], axis=0)
+
+
+def _last_column(ids: torch.Tensor) -> Ints:
+    """Copy the last column of ids [rows, length] in the same way."""
+    if ids.dtype is not torch.int64 or not is_literal(ids) or not ids.numel():
+        return np.asarray(ids[:, -1].detach().to("cpu", torch.int64, copy=True).numpy(), np.int64)
+    rows, width = ids.shape[0], ids.shape[1] * 8
+    last = ids.data_ptr() + width - 8
+    copied = b"".join(ctypes.string_at(last + row * width, 8) for row in range(rows))
+    return np.frombuffer(copied, np.int64)

@@ -1,0 +1,143 @@
+"""A generation as one reads it: token by token, what went in and what there was to choose."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.text import Text
+
+from hf_dumper.core.protocols import DumpReader
+from hf_dumper.report.numbers import NOTHING, number, plural
+from hf_dumper.report.texts import texts_of
+
+_INDENT = "    "
+
+
+def trace_facts(reader: DumpReader, run: int) -> dict[str, Any]:
+    """Return what is known of a generation, JSON-ready.
+
+    `tokens` are the rows of the trace with `chosen_text` and `top_texts`, None without a tokenizer
+    in the dump.
+
+    Raises:
+        KeyNotFoundError: the run has no trace.
+    """
+    info = reader.run_info(run)
+    rows = reader.trace(run).to_pylist()
+    folder = reader.path / "tokenizer"
+    ids = {i for row in rows for i in (row["chosen_id"], *(row["top_ids"] or ()))}
+    texts = texts_of(folder, ids) if folder.is_dir() else {}
+    for row in rows:
+        row["chosen_text"] = texts.get(row["chosen_id"])
+        row["top_texts"] = row["top_ids"] and [texts.get(i) for i in row["top_ids"]]
+    return {
+        "path": str(reader.path),
+        "run": run,
+        "complete": info.get("complete") is True,
+        "incomplete": info.get("incomplete"),
+        "prompt": info.get("prompt"),
+        "generated_text": info.get("generated_text"),
+        "generation_config": info.get("generation_config"),
+        "length": info.get("length"),
+        "ended": info.get("ended"),
+        "tokens": rows,
+    }
+
+
+def trace_lines(facts: Mapping[str, Any]) -> Iterator[Text]:
+    """Yield the lines of a generation, its end last; `facts` are those of `trace_facts`."""
+    rows = facts["tokens"]
+    batch = 1 + max((row["row"] for row in rows), default=0)
+    made = 1 + max((row["token"] for row in rows), default=-1)
+    head = f"Run {facts['run']}: {plural(made, 'token')}"
+    yield Text(f"{head} in {plural(batch, 'row')}" if batch > 1 else head, "bold")
+    for row, prompt in enumerate((facts["prompt"] or {}).get("text") or ()):
+        yield Text.assemble((f"prompt{_row(row, batch)}  ", "dim"), quoted(prompt))
+    yield from _limit(facts["length"])
+    for token, group in groupby(rows, key=lambda row: row["token"]):
+        yield Text()
+        for i, row in enumerate(group):
+            if not i:
+                yield Text.assemble((f"token {token}", "bold"), (f"  {_input(row)}", "dim"))
+            yield _chosen(row, batch)
+            yield _candidates(row)
+    yield Text()
+    yield from _end(facts, batch)
+
+
+def quoted(text: str | None) -> str:
+    """Return a text between quotes, spaces kept, without what would steer the terminal."""
+    if text is None:
+        return NOTHING
+    shown = text.replace("\n", "\\n").replace("\t", "\\t")
+    return '"' + "".join(c if c.isprintable() else "\ufffd" for c in shown) + '"'
+
+
+def candidate(token: int, text: str | None, probability: float) -> str:
+    """Return a candidate and its probability."""
+    name = str(token) if text is None else quoted(text)
+    return f"{name} {number(probability)}"
+
+
+def _limit(length: Mapping[str, Any] | None) -> Iterator[Text]:
+    if length:
+        comes_to = length["max_new_tokens"]
+        more = "" if comes_to in (None, length["value"]) else f", so {plural(comes_to, 'token')}"
+        told = f"{length['name']}={length['value']}, {length['set_by']}{more}"
+        yield Text.assemble(("limit  ", "dim"), told)
+
+
+def _input(row: Mapping[str, Any]) -> str:
+    columns = next((row[n] for n in ("input_ids", "positions", "mask") if row[n] is not None), None)
+    parts = [NOTHING if columns is None else f"{plural(len(columns), 'column')} in"]
+    if row["cache"] is not None:
+        length = "" if row["cache_length"] is None else f" holding {row['cache_length']:,}"
+        parts.append(f"{row['cache']}{length}")
+    else:
+        parts.append("no cache")
+    if row["logits_shape"] is not None:
+        parts.append(f"logits {tuple(row['logits_shape'])}")
+    return ", ".join(parts)
+
+
+def _row(row: int, batch: int) -> str:
+    return f" {row}" if batch > 1 else ""
+
+
+def _chosen(row: Mapping[str, Any], batch: int) -> Text:
+    name = quoted(row["chosen_text"]) if row["chosen_text"] is not None else ""
+    line = Text(_INDENT)
+    if batch > 1:
+        line.append(f"row {row['row']}  ", "dim")
+    line.append(name or str(row["chosen_id"]), "green")
+    told = [f"id {row['chosen_id']}"] if name else []
+    position = row["positions"][-1] if row["positions"] else None
+    if position is not None and position < 0:
+        told.append("padding: the row had ended")
+    elif position is not None:
+        told.append(f"after position {position}")
+    if row["chosen_probability"] is not None:
+        told.append(f"probability {number(row['chosen_probability'])}")
+        told.append(f"rank {row['chosen_rank'] or NOTHING}")
+        told.append(f"margin {number(row['margin'])}")
+    return line.append("  " + ", ".join(told), "dim")
+
+
+def _candidates(row: Mapping[str, Any]) -> Text:
+    if row["top_ids"] is None:
+        return Text(f"{_INDENT}the logits cannot be read", "dim")
+    found = zip(row["top_ids"], row["top_texts"], row["top_probabilities"], strict=True)
+    return Text(f"{_INDENT}top {len(row['top_ids'])}: " + "  ".join(candidate(*c) for c in found))
+
+
+def _end(facts: Mapping[str, Any], batch: int) -> Iterator[Text]:
+    if not facts["complete"]:
+        yield Text(f"INCOMPLETE: {facts['incomplete'] or 'still running, or cut off'}", "red")
+    ends: Sequence[Mapping[str, Any]] = facts["ended"] or ()
+    for row, end in enumerate(ends):
+        reason = end["reason"]
+        if "id" in end:
+            reason += f", id {end['id']}"
+        yield Text.assemble(
+            (f"ended{_row(row, batch)}  ", "dim"), f"after token {end['token']}: {reason}"
+        )

@@ -1,0 +1,95 @@
+"""The trace of a generation on disk: one row per generated token and row of the batch."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from hf_dumper.core.trace import TokenTrace
+from hf_dumper.errors import KeyNotFoundError
+from hf_dumper.store.tables import read_parquet, write_parquet
+
+TRACE: Final = "trace.parquet"
+
+_INTS: Final = pa.list_(pa.int64())
+
+TRACE_SCHEMA: Final = pa.schema(
+    [
+        ("token", pa.int32()),
+        ("row", pa.int32()),
+        ("forward", pa.int32()),
+        ("phase", pa.utf8()),
+        ("input_ids", _INTS),
+        ("position_ids", _INTS),
+        ("mask", pa.list_(pa.int8())),
+        ("positions", pa.list_(pa.int32())),
+        ("cache", pa.utf8()),
+        ("cache_length", pa.int64()),
+        ("use_cache", pa.bool_()),
+        ("logits_shape", _INTS),
+        ("top_ids", _INTS),
+        ("top_probabilities", pa.list_(pa.float64())),
+        ("margin", pa.float64()),
+        ("chosen_id", pa.int64()),
+        ("chosen_probability", pa.float64()),
+        ("chosen_rank", pa.int64()),
+    ]
+)
+
+_PER_ROW: Final = ("input_ids", "position_ids", "mask", "positions")
+
+
+def write_trace(folder: Path, tokens: Sequence[TokenTrace], *, durable: bool = False) -> None:
+    """Write the trace of a run into its folder; nothing where no token was generated."""
+    if tokens:
+        rows = [row for token in tokens for row in _rows(token)]
+        table = pa.Table.from_pylist(rows, TRACE_SCHEMA)
+        write_parquet(folder / TRACE, table, durable=durable)
+
+
+def read_trace(folder: Path, what: str) -> pa.Table:
+    """Read the trace of a run; `what` names the run in an error.
+
+    Raises:
+        KeyNotFoundError: the run has none.
+        DumpFormatError: the file is damaged.
+    """
+    try:
+        return read_parquet(folder / TRACE, TRACE_SCHEMA)
+    except FileNotFoundError as error:
+        msg = (
+            f"{what} has no trace: it is no generate() that went on to its end, or an older "
+            "release wrote it. Its run_info() has the ids of prompt and result."
+        )
+        raise KeyNotFoundError(msg) from error
+
+
+def _rows(trace: TokenTrace) -> Iterator[dict[str, Any]]:
+    shared = {
+        "token": trace.token,
+        "forward": trace.forward,
+        "phase": trace.phase,
+        "cache": trace.cache,
+        "cache_length": trace.cache_length,
+        "use_cache": trace.use_cache,
+        "logits_shape": trace.logits_shape,
+    }
+    known = {name: getattr(trace, name) for name in _PER_ROW}
+    arrays = {name: array.tolist() for name, array in known.items() if array is not None}
+    for row, chosen in enumerate(trace.chosen.tolist()):
+        own = {name: lists[row] for name, lists in arrays.items()}
+        yield {**shared, **own, **_choice(trace, row), "row": row, "chosen_id": chosen}
+
+
+def _choice(trace: TokenTrace, row: int) -> dict[str, Any]:
+    found = trace.candidates
+    if found is None:
+        return {}
+    return {
+        "top_ids": found.ids[row].tolist(),
+        "top_probabilities": found.probabilities[row].tolist(),
+        "margin": found.margin[row].item(),
+        "chosen_probability": found.chosen_probability[row].item(),
+        "chosen_rank": found.chosen_rank[row].item(),
+    }
