@@ -11,6 +11,7 @@ from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
 from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
+from hf_dumper.cli.verify import verify
 
 app = typer.Typer(
     help="Dump what happens inside a transformers model, and find where two dumps part.",
@@ -21,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, run, inspect, show, compare, judge):
+for command in (demo, run, inspect, show, compare, judge, verify):
     app.command()(guarded(command))
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hf_dumper.core.digests import sealed
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, RunInfo, RunResult
 from hf_dumper.errors import CaptureError
 from hf_dumper.store import layout
-from hf_dumper.store.files import write_json
+from hf_dumper.store.files import file_digest, write_json
 from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import ShardSet, nowhere
@@ -71,9 +72,8 @@ class RunWriter:
         if self._unfinished:
             reasons.append(f"forwards that did not end: {', '.join(map(str, self._unfinished))}")
         facts = dict(result.facts) | self._facts(complete=not reasons) | self._sums(result)
-        write_json(
-            self._run_folder / layout.RUN, facts | {"incomplete": "; ".join(reasons) or None}
-        )
+        facts |= {"tables": self._tables(), "incomplete": "; ".join(reasons) or None}
+        write_json(self._run_folder / layout.RUN, sealed(facts))
         (self._run_folder / layout.RUN_PARTIAL).unlink()
 
     def close(self) -> None:
@@ -121,6 +121,10 @@ class RunWriter:
             "regime": dict(info.regime),
             "prompt": dict(info.prompt),
         }
+
+    def _tables(self) -> dict[str, str]:
+        files = (self._folder / f"{name}.parquet" for name in _TABLES)
+        return {file.relative_to(self._run_folder).as_posix(): file_digest(file) for file in files}
 
     def _sums(self, result: RunResult) -> dict[str, Any]:
         return {
