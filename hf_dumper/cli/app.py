@@ -11,6 +11,7 @@ from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
 from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
+from hf_dumper.cli.summary import summary
 from hf_dumper.cli.verify import verify
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, run, inspect, show, compare, judge, verify):
+for command in (demo, run, inspect, show, summary, compare, judge, verify):
     app.command()(guarded(command))
 
 
