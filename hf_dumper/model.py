@@ -1,5 +1,6 @@
 """The drop-in: load a model as an Auto class does, with a dump session on it."""
 
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
     PreTrainedModel,
+    initialization,
 )
 
 from hf_dumper.capture.facts import Tokenizer
@@ -139,3 +141,19 @@ def _names(classes: Any) -> list[str]:
     """Return the names of a mapping's entry: one class, several, or None."""
     found = classes if isinstance(classes, tuple | list) else [classes]
     return [cls.__name__ for cls in found if cls is not None]
+
+
+def empty_model(name_or_path: str | PathLike[str], **options: Any) -> PreTrainedModel:
+    """Return a model on the meta device: its modules and shapes, without reading a weight.
+
+    Only the configuration is read, and downloaded from the hub if need be. `options` are those of
+    `from_pretrained` that say where files lie, and `trust_remote_code`.
+    """
+    hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS}
+    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    loader = pick_auto_class(name_or_path, {**hub, "config": config})
+    trusted = {k: v for k, v in hub.items() if k == "trust_remote_code"}
+    # Constructors that compute with numbers of their own, such as rates of dropout, need values.
+    safe = getattr(initialization, "meta_device_safe_creation_ops", nullcontext)
+    with torch.device("meta"), safe():
+        return loader.from_config(config, **trusted)  # type: ignore[no-any-return]

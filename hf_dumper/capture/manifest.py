@@ -11,6 +11,7 @@ import torch
 from xxhash import xxh3_64_hexdigest
 
 from hf_dumper.capture.seeding import determinism_facts
+from hf_dumper.core.digests import json_digest
 
 _PACKAGES = (
     "hf_dumper",
@@ -36,8 +37,8 @@ def describe_model(model: torch.nn.Module, options: dict[str, Any]) -> dict[str,
     return {
         "identity": {
             "class": type(model).__name__,
-            "config_hash": _hash_json(config) if config is not None else None,
-            "weights_hash": _hash_json(weights) if weights is not None else None,
+            "config_hash": json_digest(config) if config is not None else None,
+            "weights_hash": json_digest(weights) if weights is not None else None,
             "dtype": str(_dtype(model)),
             "attn_implementation": _implementation(model, "_attn_implementation"),
             "experts_implementation": _implementation(model, "_experts_implementation"),
@@ -115,10 +116,6 @@ def _config(model: torch.nn.Module) -> dict[str, Any] | None:
         return None
     plain = json.loads(json.dumps(config.to_dict(), default=str, sort_keys=True))
     return {k: v for k, v in plain.items() if k not in _NOT_CONFIG}
-
-
-def _hash_json(value: object) -> str:
-    return xxh3_64_hexdigest(json.dumps(value, sort_keys=True).encode())
 
 
 def _dtype(model: torch.nn.Module) -> torch.dtype | None:

@@ -12,7 +12,9 @@ from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
 from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
+from hf_dumper.cli.summary import summary
 from hf_dumper.cli.trace import trace
+from hf_dumper.cli.verify import verify
 
 app = typer.Typer(
     help="Dump what happens inside a transformers model, and find where two dumps part.",
@@ -23,7 +25,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, run, inspect, show, trace, compare, judge, convert):
+for command in (
+    demo,
+    run,
+    inspect,
+    show,
+    trace,
+    summary,
+    compare,
+    judge,
+    verify,
+    convert,
+):
     app.command()(guarded(command))
 
 

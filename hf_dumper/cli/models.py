@@ -65,6 +65,26 @@ def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any
     return model, tokenizer
 
 
+def load_empty(name: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """Return a model without weights, by its configuration alone.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be made; one line that says why.
+    """
+    is_here = name == DEMO or check_folder(name)
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    with Work(f"Reading {name}"), calm():
+        from hf_dumper.model import DEMO_MODEL, empty_model
+
+        if not is_here and _must_be_cached(name, None):
+            options["local_files_only"] = True
+        source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
+        try:
+            return empty_model(source, **options)
+        except Exception as error:  # files of others, read by code of others
+            raise ModelError(_why(name, repr(name), error, is_here=is_here)) from error
+
+
 def check_folder(name: str) -> bool:
     """Tell whether a model is a folder here; False means that the hub is to be asked.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from xxhash import xxh3_64
+
 from hf_dumper.errors import DumpFormatError, DumpNotFoundError
 from hf_dumper.store.durable import publish
 
@@ -45,6 +47,15 @@ def read_json(path: Path) -> dict[str, Any]:
         msg = f"{path} is damaged: it holds {type(value).__name__}, not an object."
         raise DumpFormatError(msg)
     return value
+
+
+def file_digest(path: Path) -> str:
+    """Return the xxh3-64 of the bytes of a file, read block by block."""
+    hasher = xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 class GrowingFile:

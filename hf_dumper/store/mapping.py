@@ -19,7 +19,7 @@ from hf_dumper.store.dtypes import tensor_at, torch_dtype
 from hf_dumper.store.layout import partial_name
 from hf_dumper.store.lookup import Row
 
-_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 
 
 class ShardMaps:
@@ -76,7 +76,7 @@ class ShardMaps:
 
 
 def _map(folder: Path, shard: str) -> mmap.mmap:
-    if not _PLAIN_NAME.fullmatch(shard):
+    if not PLAIN_NAME.fullmatch(shard):
         msg = f"The index in {folder} is damaged: {shard!r} is no name of a shard."
         raise DumpFormatError(msg)
     # The final name once more at the end: the run may be committed between two looks.

@@ -8,12 +8,13 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
+from hf_dumper.core.digests import sealed
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Records, RunInfo, RunResult
 from hf_dumper.errors import CaptureError
 from hf_dumper.store import layout
 from hf_dumper.store.budget import Budget
 from hf_dumper.store.durable import sync
-from hf_dumper.store.files import write_json
+from hf_dumper.store.files import file_digest, write_json
 from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import Places, nowhere
@@ -153,8 +154,8 @@ class RunWriter:
         if result.unrecorded:
             reasons.append(f"forwards that were not recorded after that: {result.unrecorded}")
         facts = dict(result.facts) | self._facts(complete=not reasons) | self._sums(result)
-        facts["incomplete"] = "; ".join(reasons) or None
-        write_json(self._run_folder / layout.RUN, facts, durable=self._durable)
+        facts |= {"tables": self._tables(), "incomplete": "; ".join(reasons) or None}
+        write_json(self._run_folder / layout.RUN, sealed(facts), durable=self._durable)
         if self._durable:
             sync(self._run_folder)
 
@@ -201,6 +202,10 @@ class RunWriter:
             "regime": dict(info.regime),
             "prompt": dict(info.prompt),
         }
+
+    def _tables(self) -> dict[str, str]:
+        files = (self._folder / f"{name}.parquet" for name in _TABLES)
+        return {file.relative_to(self._run_folder).as_posix(): file_digest(file) for file in files}
 
     def _sums(self, result: RunResult) -> dict[str, Any]:
         return {

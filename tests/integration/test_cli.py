@@ -35,10 +35,8 @@ def test_help_imports_nothing_heavy():
         "import sys\nfrom hf_dumper.cli import main\ntry:\n    main([*sys.argv[1:], '--help'])\n"
         f"finally:\n    print(sorted(sys.modules.keys() & {heavy}), file=sys.stderr)"
     )
-    for command in (
-        [],
-        *([c] for c in ("run", "inspect", "show", "demo", "trace", "compare", "judge")),
-    ):
+    names = ("run", "inspect", "show", "demo", "trace", "compare", "judge", "summary", "verify")
+    for command in ([], *([name] for name in names)):
         done = subprocess.run(
             [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
         )

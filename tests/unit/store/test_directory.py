@@ -11,6 +11,7 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
+from hf_dumper.core.digests import is_sealed
 from hf_dumper.core.types import Phase, RunInfo, RunResult
 from hf_dumper.errors import (
     CaptureError,
@@ -177,7 +178,11 @@ class TestRuns:
 
     def test_run_json_has_what_was_known_at_start_and_end(self, tmp_path):
         write_run(DirectorySink(tmp_path / "d", MANIFEST))
-        assert NativeReader(tmp_path / "d").run_info() == {
+        info = NativeReader(tmp_path / "d").run_info()
+        assert is_sealed(info)
+        assert set(info.pop("tables")) == {"rank-0/index.parquet", "rank-0/positions.parquet"}
+        assert info.pop("digest")
+        assert info == {
             "generated_ids": [[3]],
             "run": 0,
             "complete": True,

@@ -1,0 +1,118 @@
+"""Every file of a dump against what the dump says of it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from hf_dumper.core.digests import json_digest
+from hf_dumper.errors import DumpError, DumpFormatError
+from hf_dumper.store import layout
+from hf_dumper.store.files import read_json
+from hf_dumper.store.findings import Findings, OnProgress, Verification
+from hf_dumper.store.manifest import is_dump, read_manifest
+from hf_dumper.store.open import open_dump
+from hf_dumper.store.verify_run import check_run
+from hf_dumper.store.verify_weights import check_weights
+
+_HASHES: Final = {"config_hash": "config", "weights_hash": "weights"}
+"""Hashes in the identity, and what in the manifest they are of."""
+
+
+def verify_dump(path: Path, *, on_progress: OnProgress | None = None) -> Verification:
+    """Hash the bytes of every record, and hold all files of a dump against each other.
+
+    A run that was cut off is verified up to its last whole forward. Shards are read block by block,
+    so the memory needed does not grow with them.
+
+    Raises:
+        DumpNotFoundError: there is nothing at `path`.
+        DumpFormatError: it is no dump in the native layout, or one of an unknown version.
+    """
+    check_native(path)
+    shards = (*path.glob("runs/*/rank-*/shard-*"), *path.glob("weights/*.safetensors"))
+    total = sum(shard.stat().st_size for shard in shards if shard.is_file())
+    findings = Findings(path, on_progress, total)
+    weights = _check_manifest(path, findings)
+    _check_tree(path / layout.MODEL_TREE, findings)
+    check_weights(path / "weights", weights, findings)
+    runs = _runs(path)
+    for run in runs:
+        check_run(path, run, findings)
+    return findings.result(runs)
+
+
+def check_native(path: Path) -> None:
+    """Make sure that a dump is of the kind that has hashes.
+
+    Raises:
+        DumpNotFoundError: there is nothing at `path`.
+        DumpFormatError: it is no dump in the native layout.
+    """
+    if is_dump(path):
+        return
+    with open_dump(path) as reader:
+        msg = f"'{path}' is a dump of another kind ({type(reader).__name__}): it has no hashes."
+        raise DumpFormatError(msg)
+
+
+def _runs(path: Path) -> list[int]:
+    folder = path / layout.RUNS
+    if not folder.is_dir():
+        return []
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdecimal())
+
+
+def _check_manifest(path: Path, findings: Findings) -> Mapping[str, Any]:
+    """Check what the manifest says of itself; return what it says of the weights.
+
+    Raises:
+        DumpFormatError: it is of a version that this release does not know.
+    """
+    file = path / layout.MANIFEST
+    try:
+        read_json(file)
+    except DumpError as error:
+        findings.add(file, str(error))
+        return {}
+    manifest = read_manifest(path)
+    if manifest.get("kind") != layout.KIND:
+        findings.add(file, f"its kind is {manifest.get('kind')!r}, not {layout.KIND!r}")
+    identity = manifest.get("identity")
+    if not isinstance(identity, dict):
+        findings.add(file, "it has no identity")
+        return {}
+    for name, what in _wrong_hashes(manifest, identity):
+        findings.add(file, f"its {what} does not have its {name}")
+    return manifest.get("weights") or {}
+
+
+def _wrong_hashes(
+    manifest: Mapping[str, Any], identity: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    for name, what in _HASHES.items():
+        value, wanted = manifest.get(what), identity.get(name)
+        found = None if value is None else json_digest(value)
+        if found != wanted:
+            yield name, what
+
+
+def _check_tree(file: Path, findings: Findings) -> None:
+    try:
+        tree = read_json(file)
+    except DumpError as error:
+        findings.add(file, str(error))
+        return
+    if not _is_tree(tree):
+        findings.add(file, 'it is no tree of {"name", "type", "children"}')
+
+
+def _is_tree(tree: object) -> bool:
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, dict) or not {"name", "type", "children"} <= node.keys():
+            return False
+        if not isinstance(node["children"], list):
+            return False
+        waiting += node["children"]
+    return True
