@@ -200,11 +200,12 @@ class RunInfo:
 class RunResult:
     """What is known of a run when it ends: facts, counts, why it is not whole, and its tokens.
 
-    `unrecorded` is the number of forwards that were to be recorded after the recording had ended.
+    `trace` are tokens, or rows of a trace that was read. `unrecorded` is the number of forwards
+    that were to be recorded after the recording had ended.
     """
 
     facts: Mapping[str, Any]
     counts: Mapping[str, Any]
     incomplete: str | None = None
     unrecorded: int = 0
-    trace: Sequence[TokenTrace] = ()
+    trace: Sequence[TokenTrace | Mapping[str, Any]] = ()

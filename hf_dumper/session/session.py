@@ -400,13 +400,15 @@ class DumpSession(HookOwner):
     def _commit(self, facts: Mapping[str, Any], cause: BaseException | None) -> Exception | None:
         """End the run in the dump; return what went wrong on our side."""
         observer, snapshot = self._observer, self._observer.snapshot
+        trace = observer.take_trace()
+        cause = cause or observer.failure
         inputs = observer.inputs
         described = {} if inputs is None else input_facts(self._model, inputs)
         counts = {**snapshot.counts, "skipped_by_reason": dict(snapshot.skipped), "discarded": 0}
         self._stored += snapshot.counts.total() - snapshot.counts[SKIPPED]
         reason = None if cause is None else f"{type(cause).__name__}: {cause}"
         facts = {**facts, "inputs": described}
-        result = RunResult(facts, counts, reason, observer.left_out, observer.take_trace())
+        result = RunResult(facts, counts, reason, observer.left_out, trace)
         try:
             self._dump.commit_run(result)
         except DumpWriteError as failure:

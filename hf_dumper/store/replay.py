@@ -23,7 +23,7 @@ from hf_dumper.core.types import (
     TensorKey,
     Tick,
 )
-from hf_dumper.errors import DumpFormatError
+from hf_dumper.errors import DumpFormatError, KeyNotFoundError
 
 _BATCH_BYTES: Final = 16 << 20
 _UNKNOWN: Final = -2
@@ -31,7 +31,7 @@ _UNKNOWN: Final = -2
 
 _OWN_FACTS: Final = frozenset(
     {"run", "complete", "incomplete", "kind", "regime", "prompt", "counts", "forwards", "tokens"}
-    | {"records", "bytes"}
+    | {"records", "bytes", "tables", "digest"}
 )
 """What a RunWriter writes into `run.json` itself."""
 
@@ -70,15 +70,23 @@ def replay_run(
         for chunk in batch.spent:
             arena.release(chunk)
         on_progress(batch.count)
-    sink.commit_run(_result(info))
+    sink.commit_run(_result(info, _trace(reader, run)))
 
 
-def _result(info: Mapping[str, Any]) -> RunResult:
+def _trace(reader: DumpReader, run: int) -> list[Row]:
+    try:
+        rows: list[Row] = reader.trace(run).to_pylist()
+    except KeyNotFoundError:  # the run generated nothing
+        return []
+    return rows
+
+
+def _result(info: Mapping[str, Any], trace: Sequence[Row]) -> RunResult:
     reason = None
     if info.get("complete") is not True:
         reason = str(info.get("incomplete") or "stopped before its end")
     facts = {name: value for name, value in info.items() if name not in _OWN_FACTS}
-    return RunResult(facts, info.get("counts") or {}, reason)
+    return RunResult(facts, info.get("counts") or {}, reason, trace=trace)
 
 
 def _batches(reader: DumpReader, run: int, index: pa.Table, arena: Arena) -> Iterator[Batch]:

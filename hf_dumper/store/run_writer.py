@@ -205,7 +205,10 @@ class RunWriter:
 
     def _tables(self) -> dict[str, str]:
         files = (self._folder / f"{name}.parquet" for name in _TABLES)
-        return {file.relative_to(self._run_folder).as_posix(): file_digest(file) for file in files}
+        written = (file for file in files if file.exists())  # not all, if ending the run failed
+        return {
+            file.relative_to(self._run_folder).as_posix(): file_digest(file) for file in written
+        }
 
     def _sums(self, result: RunResult) -> dict[str, Any]:
         return {

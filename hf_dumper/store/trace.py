@@ -1,6 +1,6 @@
 """The trace of a generation on disk: one row per generated token and row of the batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,10 +40,16 @@ TRACE_SCHEMA: Final = pa.schema(
 _PER_ROW: Final = ("input_ids", "position_ids", "mask", "positions")
 
 
-def write_trace(folder: Path, tokens: Sequence[TokenTrace], *, durable: bool = False) -> None:
+def write_trace(
+    folder: Path, tokens: Sequence[TokenTrace | Mapping[str, Any]], *, durable: bool = False
+) -> None:
     """Write the trace of a run into its folder; nothing where no token was generated."""
     if tokens:
-        rows = [row for token in tokens for row in _rows(token)]
+        rows = [
+            row
+            for token in tokens
+            for row in ([token] if isinstance(token, Mapping) else _rows(token))
+        ]
         table = pa.Table.from_pylist(rows, TRACE_SCHEMA)
         write_parquet(folder / TRACE, table, durable=durable)
 

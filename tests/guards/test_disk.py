@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hf_dumper import DumpConfig, open_dump, register_hook
-from hf_dumper.store.layout import PAGE
+from hf_dumper.store.layout import LOCK, PAGE
 from tests.guards.counting import HEAVY, MODES, Writes, dump, generate
 
 DESCRIPTORS = Path("/proc/self/fd")
@@ -139,7 +139,7 @@ def test_one_thread_writes(tiny_llama, tmp_path, monkeypatch, mode):
 @hooks_of_both_kinds
 @pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="descriptors cannot be listed here")
 @pytest.mark.parametrize("mode", MODES)
-def test_three_files_are_open_in_a_run_and_none_after_it(tiny_llama, tmp_path, mode):
+def test_four_files_are_open_in_a_run_and_the_lock_alone_after_it(tiny_llama, tmp_path, mode):
     model = tiny_llama()
     dump(model, tmp_path / "first", **MODES[mode])  # whatever is opened once
 
@@ -150,8 +150,9 @@ def test_three_files_are_open_in_a_run_and_none_after_it(tiny_llama, tmp_path, m
     looks = Looks(model, opened)
     with register_hook(model, DumpConfig(tmp_path / "second", "all", **MODES[mode])):
         generate(model, 8)
-        assert opened() == []
-    most = 2 if mode == "statistics" else 3
+        assert [Path(name).name for name in opened()] == [LOCK]
+    assert opened() == []
+    most = 3 if mode == "statistics" else 4
     assert [len(names) <= most for names in looks.seen] == [True] * 8
     assert len(looks.seen[-1]) == most
 
