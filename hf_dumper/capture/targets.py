@@ -1,5 +1,9 @@
 """Which modules of a model a configuration selects."""
 
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
 import torch
 
 from hf_dumper.config import DumpConfig
@@ -32,7 +36,37 @@ def select_modules(model: torch.nn.Module, config: DumpConfig) -> list[tuple[str
 
 
 def _check_device(model: torch.nn.Module, device_id: int) -> None:
-    devices = sorted({str(p.device) for p in model.parameters()})
-    if not any(p.device.index == device_id for p in model.parameters() if p.device.type != "cpu"):
-        msg = f"device_id={device_id} selects nothing: the model is on {', '.join(devices)}."
+    devices = set(_devices(model))
+    if not any(device.index == device_id for device in devices if device.type != "cpu"):
+        listed = ", ".join(sorted(map(str, devices))) or "no device"
+        msg = f"device_id={device_id} selects nothing: the model is on {listed}."
         raise SelectionError(msg)
+
+
+def _devices(model: torch.nn.Module) -> Iterator[torch.device]:
+    """Yield where parameters and buffers are, and where hooks bring those that are offloaded."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        if not tensor.is_meta:
+            yield tensor.device
+    for module in model.modules():
+        device = execution_device(module)
+        if device is not None:
+            yield device
+
+
+def execution_device(module: torch.nn.Module) -> torch.device | None:
+    """Return where accelerate's hook computes a module, None when it has none."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):  # accelerate chains several into one
+        device = getattr(one, "execution_device", None)
+        if isinstance(device, int):
+            return torch.device(f"{_accelerator()}:{device}")
+        if device is not None:
+            return torch.device(device)
+    return None
+
+
+def _accelerator() -> str:
+    """Return the kind of device that a bare number means to torch, cuda where there is none."""
+    current = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+    return "cuda" if current is None else current.type

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hf_dumper.capture.storable import PLAIN, STORABLE, shape_of, unstorable
+from hf_dumper.capture.targets import execution_device
 from hf_dumper.core.selection import match_names
 from hf_dumper.core.types import ROOT
 from hf_dumper.core.weights import BUFFER, PARAMETER, Weight
@@ -145,16 +146,8 @@ def main_device(model: torch.nn.Module) -> str:
     That is where its first parameter or buffer is, or where its hook brings an offloaded one.
     """
     for name, _, tensor in _named(model):
-        device = tensor.device if not tensor.is_meta else _execution_device(model, name)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        device = execution_device(owner) if tensor.is_meta else tensor.device
         if device is not None:
             return device.type if device.index is None else f"{device.type}{device.index}"
     return "cpu"
-
-
-def _execution_device(model: torch.nn.Module, name: str) -> torch.device | None:
-    hook: Any = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
-        device = getattr(one, "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return None

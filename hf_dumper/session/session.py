@@ -74,7 +74,8 @@ class DumpSession(HookOwner):
         self._model = model
         self._tokenizer = tokenizer
         self._tokens = parse_tokens(config.token_range)
-        modules = [] if config.dump_last_logits else select_modules(model, config)
+        selected = select_modules(model, config)
+        modules = [] if config.dump_last_logits else selected
         self._observer = Observer(
             model,
             modules,

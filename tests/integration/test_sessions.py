@@ -49,6 +49,9 @@ def test_a_part_of_each_call_may_be_dumped(model, tmp_path, part, kinds):
     assert {k.slot.partition(".")[0] for k in keys} - {"token_ids"} == kinds
 
 
+MLP, PARTS = "model.layers.0.mlp", ("gate", "up", "down")
+MLPS_AND_TABLE = ("layers.0.mlp", "layers.1.mlp", "embed_tokens")
+
 SELECTED = [
     ({"layer_name": "lm_head"}, {"lm_head"}),
     ({"layer_name": "root.model.norm"}, {"model.norm"}),
@@ -57,6 +60,9 @@ SELECTED = [
     ({"layer_name": ["lm_head", "model.norm"]}, {"lm_head", "model.norm"}),
     ({"module_list": ["LlamaMLP"]}, {f"model.layers.{i}.mlp" for i in (0, 1)}),
     ({"module_list": [nn.Embedding]}, {"model.embed_tokens"}),
+    ({"module_list": ["LlamaMLP", nn.Embedding]}, {f"model.{n}" for n in MLPS_AND_TABLE}),
+    ({"module_list": ["PreTrainedModel"]}, {"root", "model"}),
+    ({"module_list": ["Linear"], "layer_name": "*.0.mlp.*"}, {f"{MLP}.{n}_proj" for n in PARTS}),
     ({"module_list": [nn.Linear], "layer_name": "*head*"}, {"lm_head"}),
 ]
 
@@ -77,6 +83,8 @@ def test_a_selection_dumps_these_modules(model, tmp_path, options, modules):
         ({"module_list": [nn.LSTM]}, "'LSTM'"),
         ({"module_list": [nn.Linear], "layer_name": "model.norm"}, "both"),
         ({"device_id": 0}, "device_id=0 selects nothing: the model is on cpu"),
+        ({"device_id": 0, "dump_last_logits": True}, "device_id=0 selects nothing"),
+        ({"layer_name": "nowhere", "dump_last_logits": True}, "'nowhere'"),
     ],
 )
 def test_a_selection_of_nothing_is_refused_and_changes_nothing(model, tmp_path, options, message):
