@@ -40,6 +40,7 @@ class BackgroundSink:
         self._unwritten: deque[int] = deque()
         self._written = threading.Condition()
         self._is_dead = False
+        self._is_abandoned = False
         self.failure: BaseException | None = None
         self.dropped = 0
 
@@ -50,10 +51,17 @@ class BackgroundSink:
             DumpWriteError: the run cannot be opened, or the system gives no thread; the run is
                 there then, and marked as incomplete.
         """
+        if self._is_abandoned:
+            self.close()
         if self._thread:
             msg = "A run is open already; commit it first."
             raise CaptureError(msg)
-        self._inner.open_run(run)
+        try:
+            self._inner.open_run(run)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, when the run may be open already
+                self._inner.close()
+            raise
         self.failure, self.dropped, self._is_dead = None, 0, False
         self._arena.write_off()  # nobody writes: what is still out will not come back
         # A daemon, so that an interpreter which exits in the middle of a run does not wait for it.
@@ -116,7 +124,9 @@ class BackgroundSink:
             self._join()
         except BaseException as error:
             interruption = self.failure = error
+            self._is_abandoned = True  # should a second one come: the next run ends this one
             self._join()
+            self._is_abandoned = False
         if self.failure is not None:
             counts = {**result.counts, "discarded": self.dropped}
             result = _with_reason(replace(result, counts=counts), self._reason(self.failure))
@@ -136,6 +146,7 @@ class BackgroundSink:
     def close(self) -> None:
         """Stop the writer and close the inner sink, which ends an open run as incomplete."""
         self._join()
+        self._is_abandoned = False
         self._inner.close()
 
     def _join(self) -> None:

@@ -9,7 +9,13 @@ import threading
 import pytest
 import torch
 
-from hf_dumper import DumpConfig, DumpIncompleteWarning, DumpWriteError, register_hook
+from hf_dumper import (
+    DumpConfig,
+    DumpIdentityError,
+    DumpIncompleteWarning,
+    DumpWriteError,
+    register_hook,
+)
 from hf_dumper.store import BackgroundSink, DirectorySink
 from hf_dumper.store.run_writer import RunWriter
 from tests.faults import (
@@ -281,4 +287,20 @@ def test_interruptions_do_not_use_up_the_memory_for_copies(model, session, monke
             generate(model, TOKENS)
     generate(model, TOKENS)
     assert session._dump.arena.bytes_in_flight == 0
+    session.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DumpIdentityError])
+def test_a_run_that_is_not_opened_leaves_the_seed_behind(model, tmp_path, monkeypatch, error):
+    session = register_hook(model, DumpConfig(tmp_path, seed=1))
+    before = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    fail_at(monkeypatch, "open_run", error("not now"))
+    with pytest.raises(error, match="not now") as caught:
+        generate(model)
+    monkeypatch.undo()
+    after = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    assert caught.traceback  # which keeps the frames alive: no collector has put things right
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+    generate(model)
     session.close()
