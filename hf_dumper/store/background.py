@@ -73,7 +73,7 @@ class BackgroundSink:
             thread.start()
         except BaseException as error:
             self._queue.put(None)  # Ctrl-C may come when the thread has started
-            self._mark(f"the writer cannot be started: {str(error) or type(error).__name__}")
+            self._mark(f"the writer cannot be started: {_text(error)}")
             if not isinstance(error, RuntimeError):
                 raise
             msg = f"Cannot start the writer: {error}"
@@ -133,8 +133,8 @@ class BackgroundSink:
         try:
             self._inner.commit_run(result)
         except Exception as error:  # whatever a sink raises, the first failure is the one to tell
+            result = _with_reason(result, _text(error))
             self.failure = self.failure or error
-            result = _with_reason(result, self._reason(error))
         except BaseException:
             self._inner.close()  # should it not have come to an end
             raise
@@ -201,8 +201,12 @@ class BackgroundSink:
             self._inner.commit_run(RunResult({}, {}, incomplete=reason))
 
     def _reason(self, failure: BaseException) -> str:
-        text = str(failure) or type(failure).__name__
+        text = _text(failure)
         return f"{text} ({self.dropped} records were dropped)" if self.dropped else text
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _with_reason(result: RunResult, reason: str) -> RunResult:

@@ -4,7 +4,9 @@ import errno
 import os
 import re
 import shutil
+import subprocess
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hf_dumper import (
     DumpIdentityError,
     DumpIncompleteWarning,
     DumpWriteError,
+    open_dump,
     register_hook,
 )
 from hf_dumper.store import BackgroundSink, DirectorySink
@@ -304,3 +307,43 @@ def test_a_run_that_is_not_opened_leaves_the_seed_behind(model, tmp_path, monkey
     assert before[1] == after[1]
     generate(model)
     session.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder on a file system of its own, of 600 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_disk_that_is_truly_full(model, small_disk, others):
+    def fill():
+        with (small_disk / "others").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(512)):
+                pass
+
+    want, path = generate(model, 20), small_disk / "d"
+    session = register_hook(model, DumpConfig(path, "all", hash_weights=False))
+    handle = at_forward(model, 2, fill if others else lambda: None)
+    with pytest.warns(DumpIncompleteWarning, match="No space left on device"):
+        got = generate(model, 20)
+    handle.remove()
+    with pytest.warns(DumpIncompleteWarning, match="No space left on device"):
+        again = generate(model, 20)
+    session.close()
+    assert torch.equal(got, want)
+    assert torch.equal(again, want)
+    assert readable_forwards(path)
+    with open_dump(path) as reader:
+        runs = reader.runs()  # the second one may have found no room at all
+    for run in runs:
+        info, forwards = facts(path, run), readable_forwards(path, run)
+        assert info["complete"] is False
+        assert "No space left on device" in info["incomplete"]
+        assert forwards == list(range(len(forwards)))
