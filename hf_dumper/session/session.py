@@ -366,6 +366,9 @@ class DumpSession(HookOwner):
                 raise DumpWriteError(msg) from error
             self._warn_incomplete("A run is not dumped at all", error)
             return False
+        except BaseException:  # a dump of something else, or Ctrl-C
+            scope.close()
+            raise
         self._scope, self._thread = scope, threading.get_ident()
         self._runs.append(run)
         self._observer.open_run(run, self._dump)

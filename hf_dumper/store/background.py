@@ -40,6 +40,7 @@ class BackgroundSink:
         self._unwritten: deque[int] = deque()
         self._written = threading.Condition()
         self._is_dead = False
+        self._is_abandoned = False
         self.failure: BaseException | None = None
         self.dropped = 0
 
@@ -50,10 +51,17 @@ class BackgroundSink:
             DumpWriteError: the run cannot be opened, or the system gives no thread; the run is
                 there then, and marked as incomplete.
         """
+        if self._is_abandoned:
+            self.close()
         if self._thread:
             msg = "A run is open already; commit it first."
             raise CaptureError(msg)
-        self._inner.open_run(run)
+        try:
+            self._inner.open_run(run)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, when the run may be open already
+                self._inner.close()
+            raise
         self.failure, self.dropped, self._is_dead = None, 0, False
         self._arena.write_off()  # nobody writes: what is still out will not come back
         # A daemon, so that an interpreter which exits in the middle of a run does not wait for it.
@@ -65,7 +73,7 @@ class BackgroundSink:
             thread.start()
         except BaseException as error:
             self._queue.put(None)  # Ctrl-C may come when the thread has started
-            self._mark(f"the writer cannot be started: {str(error) or type(error).__name__}")
+            self._mark(f"the writer cannot be started: {_text(error)}")
             if not isinstance(error, RuntimeError):
                 raise
             msg = f"Cannot start the writer: {error}"
@@ -116,15 +124,17 @@ class BackgroundSink:
             self._join()
         except BaseException as error:
             interruption = self.failure = error
+            self._is_abandoned = True  # should a second one come: the next run ends this one
             self._join()
+            self._is_abandoned = False
         if self.failure is not None:
             counts = {**result.counts, "discarded": self.dropped}
             result = _with_reason(replace(result, counts=counts), self._reason(self.failure))
         try:
             self._inner.commit_run(result)
         except Exception as error:  # whatever a sink raises, the first failure is the one to tell
+            result = _with_reason(result, _text(error))
             self.failure = self.failure or error
-            result = _with_reason(result, self._reason(error))
         except BaseException:
             self._inner.close()  # should it not have come to an end
             raise
@@ -136,6 +146,7 @@ class BackgroundSink:
     def close(self) -> None:
         """Stop the writer and close the inner sink, which ends an open run as incomplete."""
         self._join()
+        self._is_abandoned = False
         self._inner.close()
 
     def _join(self) -> None:
@@ -190,8 +201,12 @@ class BackgroundSink:
             self._inner.commit_run(RunResult({}, {}, incomplete=reason))
 
     def _reason(self, failure: BaseException) -> str:
-        text = str(failure) or type(failure).__name__
+        text = _text(failure)
         return f"{text} ({self.dropped} records were dropped)" if self.dropped else text
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _with_reason(result: RunResult, reason: str) -> RunResult:

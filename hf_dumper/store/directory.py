@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pyarrow as pa
@@ -121,8 +122,12 @@ class DirectorySink:
         with writing(self.path):
             budget = self._budget(run)
             number = _claim(self.path, run.run, after=self.run)
+            try:
+                self._writer = self._begin(replace(run, run=number), budget)
+            except BaseException:
+                rmtree(layout.run_folder(self.path, number), ignore_errors=True)
+                raise
             self.run = number
-            self._writer = self._begin(replace(run, run=number), budget)
 
     def write(self, batch: Batch) -> None:
         """Write a batch of the open run.

@@ -20,12 +20,24 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
-def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = False) -> None:
-    """Replace a JSON file in one step; what JSON does not know is written as its text."""
+def write_json(
+    path: Path, value: Mapping[str, Any], *, durable: bool = False, room: int = 0
+) -> None:
+    """Replace a JSON file in one step; what JSON does not know is written as its text.
+
+    With `room`, as many bytes of blanks follow, and the length of the text once more: `free_room`
+    gives them back to a disk that is full by then.
+    """
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
     unfinished = temporary(path)
-    unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    blanks = " " * (room + len(text)) if room else ""
+    unfinished.write_text(f"{text}{blanks}\n", encoding="utf-8", errors="backslashreplace")
     publish(unfinished, path, durable=durable)
+
+
+def free_room(path: Path) -> None:
+    """Cut the blanks off a JSON file."""
+    os.truncate(path, len(path.read_bytes().rstrip()))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hf_dumper.errors import CaptureError
 from hf_dumper.store import layout
 from hf_dumper.store.budget import Budget
 from hf_dumper.store.durable import sync
-from hf_dumper.store.files import file_digest, write_json
+from hf_dumper.store.files import file_digest, free_room, write_json
 from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import Places, nowhere
@@ -22,6 +22,9 @@ from hf_dumper.store.tables import TableStream, read_stream, write_parquet
 from hf_dumper.store.trace import write_trace
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
+
+FACTS_ROOM: Final = 32 << 10
+"""Bytes that a run sets aside from its beginning, so that a full disk can be told of."""
 
 _UNENDED: Final = "still running, or stopped before its end"
 
@@ -84,7 +87,7 @@ class RunWriter:
         self._forwards = 0
         self._counts = Counter(dict.fromkeys((STORED, ALIASED, SKIPPED), 0))
         facts = self._facts(complete=False) | {"incomplete": _UNENDED}
-        write_json(self._run_folder / layout.RUN_PARTIAL, facts)
+        write_json(self._run_folder / layout.RUN_PARTIAL, facts, room=FACTS_ROOM)
         self._index = self._stream(layout.INDEX)
         try:
             self._positions = self._stream(layout.POSITIONS)
@@ -155,6 +158,7 @@ class RunWriter:
             reasons.append(f"forwards that were not recorded after that: {result.unrecorded}")
         facts = dict(result.facts) | self._facts(complete=not reasons) | self._sums(result)
         facts |= {"tables": self._tables(), "incomplete": "; ".join(reasons) or None}
+        free_room(self._run_folder / layout.RUN_PARTIAL)
         write_json(self._run_folder / layout.RUN, sealed(facts), durable=self._durable)
         if self._durable:
             sync(self._run_folder)

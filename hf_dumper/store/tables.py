@@ -49,14 +49,18 @@ def write_parquet(path: Path, table: pa.Table, *, durable: bool = False) -> None
     """Replace a Parquet file in one step."""
     unfinished = temporary(path)
     names = table.column_names
-    pq.write_table(
-        table,
-        unfinished,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=[name for name in _DICTIONARY if name.partition(".")[0] in names],
-        column_encoding={name: how for name, how in _ENCODINGS.items() if name in names},
-    )
+    try:
+        pq.write_table(
+            table,
+            unfinished,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=[name for name in _DICTIONARY if name.partition(".")[0] in names],
+            column_encoding={name: how for name, how in _ENCODINGS.items() if name in names},
+        )
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # what it takes of a full disk, others need
+        raise
     publish(unfinished, path, durable=durable)
 
 

@@ -139,7 +139,6 @@ def inspect(folder: Path) -> list[object]:
 def main() -> None:
     torch.set_num_threads(1)
     folder, model = Path(sys.argv[1]), build()
-    folder.chmod(0o755)
     with register_hook(model, DumpConfig(folder / "warm")):  # what is imported late, is imported
         generate(model)
     for name, fault in FAULTS.items():

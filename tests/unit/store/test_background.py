@@ -339,3 +339,41 @@ def test_a_commit_that_is_interrupted_inside_ends_the_run_all_the_same():
     assert inner.results[0].incomplete
     sink.open_run(INFO)
     sink.commit_run(RESULT)
+
+
+def test_an_interruption_of_the_opening_leaves_no_open_run():
+    class Interrupted(MemorySink):
+        def open_run(self, run):
+            super().open_run(run)
+            if len(self.runs) == 1:
+                raise KeyboardInterrupt
+
+    inner, arena = Interrupted(), small_arena()
+    sink = BackgroundSink(inner, arena)
+    with pytest.raises(KeyboardInterrupt):
+        sink.open_run(INFO)
+    sink.open_run(INFO)
+    sink.commit_run(RESULT)
+    assert [result.incomplete is None for result in inner.results] == [False, True]
+
+
+def test_a_commit_that_is_interrupted_twice_is_made_up_for_by_the_next_run():
+    inner, arena = BlockedSink(), Arena()
+    sink = BackgroundSink(inner, arena)
+    sink.open_run(INFO)
+    produce(sink, arena, forwards=3)
+    join, interruptions = sink._join, [KeyboardInterrupt, KeyboardInterrupt]
+
+    def interrupted():
+        if interruptions:
+            raise interruptions.pop()
+        join()
+
+    sink._join = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        sink.commit_run(RESULT)
+    inner.gate.set()
+    sink.open_run(INFO)
+    sink.commit_run(RESULT)
+    assert [result.incomplete is None for result in inner.results] == [False, True]
+    assert writers() == []

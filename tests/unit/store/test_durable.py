@@ -8,6 +8,9 @@ import torch
 
 from hf_dumper.core.types import RunInfo, RunResult
 from hf_dumper.store import DirectorySink
+from hf_dumper.store.files import free_room, read_json, write_json
+from hf_dumper.store.layout import POSITIONS_SCHEMA
+from hf_dumper.store.tables import write_parquet
 from tests.batches import BatchMaker
 
 MANIFEST = {"identity": {"model": "m"}}
@@ -111,3 +114,24 @@ def test_a_new_dump_is_itself_on_the_disk(tmp_path, calls):
 def test_without_it_nothing_waits_for_the_disk(tmp_path, calls):
     write_run(tmp_path / "d")
     assert "fsync" not in {name for name, _ in calls}
+
+
+def test_a_table_that_cannot_be_written_takes_no_room(tmp_path, monkeypatch):
+    def write(_table, path, **_options):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", write)
+    with pytest.raises(OSError, match="No space left"):
+        write_parquet(tmp_path / "t.parquet", POSITIONS_SCHEMA.empty_table())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_that_a_file_has_set_aside_can_be_given_back(tmp_path):
+    path = tmp_path / "f.json"
+    write_json(path, {"a": 1}, room=4096)
+    assert path.stat().st_size > 4096
+    assert read_json(path) == {"a": 1}
+    free_room(path)
+    assert path.stat().st_size == len('{\n "a": 1\n}')
+    assert read_json(path) == {"a": 1}
