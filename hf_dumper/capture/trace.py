@@ -8,8 +8,7 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from hf_dumper.capture.candidates import as_floats, rank_candidates
 from hf_dumper.capture.inputs import RootInputs
 from hf_dumper.capture.owners import memmove
 from hf_dumper.capture.storable import PLAIN, is_literal
-from hf_dumper.core.trace import Ints, TokenTrace
+from hf_dumper.core.trace import Candidates, Ints, TokenTrace
 from hf_dumper.core.types import Records, Tick
 
 _MOST, _MOST_BYTES = 8, 32 << 20
@@ -27,19 +26,41 @@ _MOST, _MOST_BYTES = 8, 32 << 20
 
 _INTEGERS = {torch.int64: np.int64, torch.int32: np.int32}
 
-Numbers = NDArray[np.integer]
+Numbers: TypeAlias = NDArray[np.integer]
+
+
+class _Integers(NamedTuple):
+    """Integers [rows, columns] that were copied: their bytes, or an array where that was easier."""
+
+    values: bytes | Numbers
+    dtype: torch.dtype
+    rows: int
+
+    def table(self, rows: int) -> Numbers:
+        """Return them; one row stands for all."""
+        values = self.values
+        if isinstance(values, bytes):
+            values = np.frombuffer(values, _INTEGERS[self.dtype]).reshape(self.rows, -1)
+        return values if self.rows == rows else np.repeat(values, rows, axis=0)
 
 
 class _Inputs(NamedTuple):
-    """What went into one forward, copied: arrays of integers [rows, columns]."""
+    """What went into one forward."""
 
     tick: Tick
-    cache: str | None
-    past: int | None
-    use_cache: bool | None
-    ids: Numbers | None
-    position_ids: Numbers | None
-    mask: Numbers | None
+    inputs: RootInputs
+    use_cache: Any
+    ids: _Integers | None
+    position_ids: _Integers | None
+
+
+class _Token(NamedTuple):
+    """One token: its index, what went into its forwards, what was chosen [rows]."""
+
+    token: int
+    forwards: list[_Inputs]
+    chosen: Ints
+    logits_shape: tuple[int, ...] | None
 
 
 class _Logits(NamedTuple):
@@ -66,7 +87,9 @@ class TraceRecorder:
         self._inputs: list[_Inputs] = []
         self._logits: _Logits | None = None
         self._shape: tuple[int, ...] | None = None
-        self._tokens: list[TokenTrace] = []
+        self._tokens: list[_Token] = []
+        self._candidates: dict[int, Candidates] = {}
+        self._names: tuple[str, str] | None = None
         self._waiting: deque[tuple[int, _Logits]] = deque()
         self._free: list[bytearray] = []
         self._ranking = threading.Lock()
@@ -74,19 +97,18 @@ class TraceRecorder:
 
     def see_inputs(self, tick: Tick, inputs: RootInputs, given: Mapping[str, Any]) -> None:
         """Take what goes into a forward; `given` are its arguments by name."""
-        shape = (tick.rows, tick.cols)
-        side = "decoder_" if any(name.startswith("decoder_") for name in given) else ""
-        use_cache = given.get("use_cache")
-        mask = None if inputs.mask is None or not tick.cols else inputs.mask[:, -tick.cols :]
+        if self._names is None:
+            side = "decoder_" if any(name.startswith("decoder_") for name in given) else ""
+            self._names = f"{side}input_ids", f"{side}position_ids"
+        ids, places = self._names
+        rows, cols = tick.rows, tick.cols
         self._inputs.append(
             _Inputs(
                 tick,
-                inputs.cache,
-                inputs.past,
-                use_cache if isinstance(use_cache, bool) else None,
-                _peek(given.get(f"{side}input_ids"), shape),
-                _peek(given.get(f"{side}position_ids"), shape),
-                mask,
+                inputs,
+                given.get("use_cache"),
+                _copied(given.get(ids), rows, cols),
+                _copied(given.get(places), rows, cols),
             )
         )
 
@@ -103,9 +125,9 @@ class TraceRecorder:
         logits, self._logits = self._logits, None
         if not forwards:
             return
-        trace = _joined(forwards, token, _last_column(ids), self._shape)
-        self._tokens.append(trace)
-        if logits is not None and logits.rows == len(trace.chosen):
+        chosen = _last_column(ids)
+        self._tokens.append(_Token(token, forwards, chosen, self._shape))
+        if logits is not None and logits.rows == len(chosen):
             self._waiting.append((len(self._tokens) - 1, logits))
             if len(self._waiting) > min(_MOST, _MOST_BYTES // (logits.nbytes or 1)):
                 self.rank()
@@ -118,7 +140,10 @@ class TraceRecorder:
             while self._waiting:
                 index, logits = self._waiting[0]
                 try:
-                    self._tokens[index] = _ranked(self._tokens[index], logits)
+                    table = as_floats(logits.memory, logits.rows * logits.vocabulary, logits.dtype)
+                    self._candidates[index] = rank_candidates(
+                        table.reshape(logits.rows, logits.vocabulary), self._tokens[index].chosen
+                    )
                 except Exception as error:  # in whatever thread: the model must go on
                     self._failure = self._failure or error
                 self._waiting.popleft()
@@ -142,7 +167,8 @@ class TraceRecorder:
         self.rank()
         if self._failure is not None:
             raise self._failure
-        return tuple(self._tokens)
+        found = self._candidates
+        return tuple(_traced(token, found.get(i)) for i, token in enumerate(self._tokens))
 
     def _copy_last(self, logits: torch.Tensor) -> _Logits:
         """Copy the last column, without an operator of torch where that is possible."""
@@ -177,30 +203,31 @@ class TraceRecorder:
             self._logits = None
 
 
-def _ranked(trace: TokenTrace, logits: _Logits) -> TokenTrace:
-    values = as_floats(logits.memory, logits.rows * logits.vocabulary, logits.dtype)
-    table = values.reshape(logits.rows, logits.vocabulary)
-    return replace(trace, candidates=rank_candidates(table, trace.chosen))
-
-
-def _joined(
-    forwards: list[_Inputs], token: int, chosen: Ints, shape: tuple[int, ...] | None
-) -> TokenTrace:
+def _traced(taken: _Token, candidates: Candidates | None) -> TokenTrace:
+    forwards, chosen = taken.forwards, taken.chosen
     first, last = forwards[0], forwards[-1]
     return TokenTrace(
-        token,
-        last.tick.forward,
-        str(last.tick.phase),
-        chosen,
-        _together([f.ids for f in forwards]),
-        _together([f.position_ids for f in forwards]),
-        _together([f.mask for f in forwards]),
-        _together([f.tick.positions for f in forwards]),
-        first.cache,
-        first.past,
-        first.use_cache,
-        shape,
+        token=taken.token,
+        forward=last.tick.forward,
+        phase=str(last.tick.phase),
+        chosen=chosen,
+        input_ids=_together([f.ids and f.ids.table(f.tick.rows) for f in forwards]),
+        position_ids=_together(
+            [f.position_ids and f.position_ids.table(f.tick.rows) for f in forwards]
+        ),
+        mask=_together([_mask(f) for f in forwards]),
+        positions=_together([f.tick.positions for f in forwards]),
+        cache=first.inputs.cache,
+        cache_length=first.inputs.past,
+        use_cache=first.use_cache if isinstance(first.use_cache, bool) else None,
+        logits_shape=taken.logits_shape,
+        candidates=candidates,
     )
+
+
+def _mask(forward: _Inputs) -> Numbers | None:
+    mask, cols = forward.inputs.mask, forward.tick.cols
+    return None if mask is None or not cols else mask[:, -cols:]
 
 
 def _together(parts: list[Numbers | None]) -> Numbers | None:
@@ -211,19 +238,17 @@ def _together(parts: list[Numbers | None]) -> Numbers | None:
     return np.concatenate(known, axis=1) if len(known) == len(parts) else None
 
 
-def _peek(value: Any, shape: tuple[int, int]) -> Numbers | None:
-    """Copy integers [rows, columns], without an operator of torch where that is possible."""
-    if type(value) not in PLAIN or value.ndim != 2:
+def _copied(value: Any, rows: int, cols: int) -> _Integers | None:
+    """Copy integers [rows, cols], without an operator of torch where that is possible."""
+    if type(value) not in PLAIN:
         return None
-    if tuple(value.shape) not in (shape, (1, shape[1])):
+    shape, dtype = value.shape, value.dtype
+    if len(shape) != 2 or shape[1] != cols or shape[0] not in (1, rows):
         return None
-    kind = _INTEGERS.get(value.dtype)
-    if kind is not None and is_literal(value):
-        copied = ctypes.string_at(value.data_ptr(), value.nbytes) if value.numel() else b""
-        array: Numbers = np.frombuffer(copied, kind).reshape(value.shape)
-    else:
-        array = cast("Numbers", value.detach().to("cpu", torch.int64, copy=True).numpy())
-    return array if len(array) == shape[0] else np.repeat(array, shape[0], axis=0)
+    if dtype in _INTEGERS and is_literal(value) and rows * cols:
+        return _Integers(ctypes.string_at(value.data_ptr(), value.nbytes), dtype, shape[0])
+    array = value.detach().to("cpu", torch.int64, copy=True).numpy()
+    return _Integers(cast("Numbers", array), torch.int64, shape[0])
 
 
 def _last_column(ids: torch.Tensor) -> Ints:

@@ -74,3 +74,28 @@ def test_a_type_that_numpy_lacks_is_converted():
     values = torch.tensor([0.5, -2.0]).to(torch.float8_e5m2)
     memory = bytearray(values.view(torch.uint8).numpy().tobytes())
     assert as_floats(memory, 2, torch.float8_e5m2).tolist() == [0.5, -2.0]
+
+
+@pytest.mark.parametrize("place", [0, 63, 64, 4031, 4032, 4034])
+def test_a_nan_is_found_anywhere(place):
+    values = torch.randn(1, 4035, generator=torch.Generator().manual_seed(0)).numpy()
+    values[0, place] = math.nan
+    found = rank_candidates(values, np.array([1]))
+    assert found.ids[0, 0] == place
+    rest = np.delete(values[0], place)
+    assert values[0, found.ids[0, 1:]].tolist() == sorted(rest.tolist(), reverse=True)[:4]
+
+
+@pytest.mark.parametrize(
+    "places", [range(5), [4030, 4031, 4032, 4033, 4034], [3, 64, 128, 999, 4034]]
+)
+def test_the_largest_are_found_wherever_they_lie(places):
+    values = np.zeros((1, 4035), np.float32)
+    values[0, places] = [3, 5, 2, 4, 1]
+    found = rank_candidates(values, np.array([places[0]]))
+    assert values[0, found.ids[0]].tolist() == [5, 4, 3, 2, 1]
+    assert found.chosen_rank.tolist() == [3]
+
+
+def test_of_equal_logits_in_a_large_vocabulary_the_lowest_ids_come_first():
+    assert rank_candidates(np.zeros((1, 4035)), np.array([0])).ids.tolist() == [[0, 1, 2, 3, 4]]
