@@ -65,6 +65,27 @@ def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any
     return model, tokenizer
 
 
+def load_weights(name: str, options: ModelOptions, **more: Any) -> "PreTrainedModel":
+    """Return a model without its tokenizer; `more` is for `from_pretrained` besides the options.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded; one line that says why.
+    """
+    is_here = name == DEMO or check_folder(name)
+    kwargs = _kwargs(options) | more
+    with Work(f"Loading {name}"), calm():
+        from hf_dumper.model import DEMO_MODEL, pick_auto_class
+
+        if not is_here and _must_be_cached(name, options.revision):
+            kwargs["local_files_only"] = True
+        source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
+        try:
+            auto = pick_auto_class(source, kwargs)
+            return auto.from_pretrained(source, **kwargs)  # type: ignore[no-any-return]
+        except Exception as error:  # files of others, read by code of others
+            raise ModelError(_why(name, repr(name), error, is_here=is_here)) from error
+
+
 def load_empty(name: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
     """Return a model without weights, by its configuration alone.
 

@@ -1,0 +1,81 @@
+"""The records of two runs against each other, by their hashes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hf_dumper.core.types import SKIPPED
+from hf_dumper.store import NativeReader
+
+_KEY: Final = ("rank", "forward", "module", "slot", "call", "op")
+_VALUE: Final = ("dtype", "shape", "hash", "reason")
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCheck:
+    """How many records a run has, how many are the same, and where the first differs.
+
+    Attributes:
+        records: Those of the dump.
+        equal: Those with the same type, shape and hash; what both sides skipped is among them.
+        unchecked: Those of which the dump has no hash.
+        difference: The first that differs in order of the dump, and how; "" when none does.
+    """
+
+    records: int
+    equal: int
+    unchecked: int
+    difference: str
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether there are records, and each was compared and is the same."""
+        return self.records > 0 and self.equal == self.records and not self.difference
+
+
+def check_records(
+    golden: NativeReader, run: int, candidate: NativeReader, again: int
+) -> RecordCheck:
+    """Compare all records of `run` of the golden dump with those of `again` of the candidate."""
+    theirs = dict(_rows(candidate, again))
+    records = equal = unchecked = 0
+    difference = ""
+    for key, value in _rows(golden, run):
+        records += 1
+        other = theirs.pop(key, None)
+        if value["hash"] is None and not value["reason"]:
+            unchecked += 1
+        elif other == value:
+            equal += 1
+        else:
+            difference = difference or f"{_named(key)}: {_how(value, other)}"
+    if theirs and not difference:
+        first = next(iter(theirs))
+        difference = f"{_named(first)}: the dump does not have it"
+    return RecordCheck(records, equal, unchecked, difference)
+
+
+def _rows(reader: NativeReader, run: int) -> Iterator[tuple[Key, dict[str, Any]]]:
+    table = reader.index(run).select([*_KEY, *_VALUE, "status"])
+    for batch in table.to_batches(max_chunksize=4096):
+        for row in batch.to_pylist():
+            value = {name: row[name] for name in _VALUE}
+            value["reason"] = value["reason"] if row["status"] == SKIPPED else ""
+            yield tuple(row[name] for name in _KEY), value
+
+
+def _named(key: Key) -> str:
+    _, forward, module, slot, call, op = key
+    more = (f", call {call}" if call else "") + (f", {op}" if op else "")
+    return f"{module} {slot}, forward {forward}{more}"
+
+
+def _how(golden: dict[str, Any], candidate: dict[str, Any] | None) -> str:
+    if candidate is None:
+        return "the run did not make it again"
+    for name in ("reason", "dtype", "shape"):
+        if golden[name] != candidate[name]:
+            return f"{name} {golden[name]!r} then, {candidate[name]!r} now"
+    return "its bytes are not the same"
