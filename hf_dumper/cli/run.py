@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hf_dumper.diagnose import SelfCheck
     from hf_dumper.report.terminal import IndexedReader
     from hf_dumper.runner import PromptResult
+    from hf_dumper.session import DumpSession
 
 Model = Annotated[
     str,
@@ -39,6 +40,13 @@ Model = Annotated[
         metavar="MODEL",
         help="Folder, repository on the hub, or the word demo for the embedded model.",
         show_default=False,
+    ),
+]
+Predicted = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-predictions",
+        help="Add what the model predicts after each token of a prompt, by one more forward.",
     ),
 ]
 SelfChecked = Annotated[
@@ -58,6 +66,7 @@ def run(
     dump: DumpOptions,
     loading: ModelOptions,
     self_check: SelfChecked = False,
+    prompt_predictions: Predicted = False,
     json: Json = False,
 ) -> int:
     """Generate from prompts and dump what happens inside the model."""
@@ -66,13 +75,17 @@ def run(
     from hf_dumper.cli.models import load_model
 
     loaded, tokenizer = load_model(model, loading)
+    if prompt_predictions:
+        _check_predictable(loaded)
     console = Console(quiet=True) if json else stdout()
     with calm():
         check = None
         if self_check:
             check = _check(loaded, tokenizer, source, config)
             _tell_check(console, check)
-        results = dump_all(loaded, tokenizer, source, config, console, check=check)
+        results = dump_all(
+            loaded, tokenizer, source, config, console, check=check, predict=prompt_predictions
+        )
     whole = finish(config, results, check, console, as_json=json)
     return DONE if whole and len(results) == source.asked else FAILED
 
@@ -104,6 +117,7 @@ def dump_all(
     console: Console,
     *,
     check: "SelfCheck | None" = None,
+    predict: bool = False,
 ) -> "list[PromptResult]":
     """Dump every prompt and print each answer as it comes.
 
@@ -123,8 +137,12 @@ def dump_all(
 
             for result in source.each(model, tokenizer, on_token):
                 results.append(result)
+                if predict and result.run is not None:
+                    _predict(session, model, result.run)
                 with work.aside():
                     console.print(_answer(result))
+                    if predict and result.run is not None:
+                        _tell_predictions(console, session, result.run)
     return results
 
 
@@ -138,11 +156,14 @@ def finish(
 ) -> bool:
     """Print what is in the dump and how to open it; return whether all of it is there."""
     from hf_dumper.cli.inspect import open_indexed
+    from hf_dumper.report.predictions import predictions
     from hf_dumper.report.terminal import summary
 
     path = Path(str(config.dump_path))
     with open_indexed(path) as reader:
         runs = [summary(reader, r.run) for r in results if r.run is not None]
+        for run in runs:
+            run["prompt_predictions"] = predictions(path, run["run"])
         if as_json:
             print_json(_as_dict(path, runs, check))
         else:
@@ -150,6 +171,25 @@ def finish(
             _tell_dump(console, reader, runs)
     whole = len(runs) == len(results) and all(run["complete"] for run in runs)
     return whole and (check is None or check.identical)
+
+
+def _check_predictable(model: "PreTrainedModel") -> None:
+    from hf_dumper.diagnose import check_predictable
+
+    check_predictable(model)
+
+
+def _predict(session: "DumpSession", model: "PreTrainedModel", run: int) -> None:
+    from hf_dumper.diagnose import predict_run
+
+    predict_run(session, model, run)
+
+
+def _tell_predictions(console: Console, session: "DumpSession", run: int) -> None:
+    from hf_dumper.report.predictions import prediction_lines, predictions
+
+    for line in prediction_lines(predictions(session.path, run) or ()):
+        console.print(line, soft_wrap=True)
 
 
 def _check(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from hf_dumper.core.verdicts import Comparison
+from hf_dumper.report.numbers import number
 
 logger = logging.getLogger(__name__)
 
@@ -56,3 +57,15 @@ def _decoder(folder: Path) -> Callable[[list[int]], str]:
 
     slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return lambda ids: str(slow.decode(ids))
+
+
+def quoted(text: str) -> str:
+    """Return a text between quotes, spaces kept, without what would steer the terminal."""
+    shown = text.replace("\n", "\\n").replace("\t", "\\t")
+    return '"' + "".join(c if c.isprintable() else "\ufffd" for c in shown) + '"'
+
+
+def candidate(token: int, text: str | None, probability: float) -> str:
+    """Return a candidate for a token and its probability."""
+    name = str(token) if text is None else quoted(text)
+    return f"{name} {number(probability)}"

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.report.numbers import NOTHING, number, plural
-from hf_dumper.report.texts import texts_of
+from hf_dumper.report.predictions import prediction_lines, predictions
+from hf_dumper.report.texts import candidate, quoted, texts_of
 
 _INDENT = "    "
 
@@ -25,7 +26,7 @@ def trace_facts(reader: DumpReader, run: int) -> dict[str, Any]:
     info = reader.run_info(run)
     rows = reader.trace(run).to_pylist()
     folder = reader.path / "tokenizer"
-    ids = {i for row in rows for i in (row["chosen_id"], *(row["top_ids"] or ()))}
+    ids = {i for row in rows for i in (*(row["top_ids"] or ()), row["chosen_id"])}
     texts = texts_of(folder, ids) if folder.is_dir() else {}
     for row in rows:
         row["chosen_text"] = texts.get(row["chosen_id"])
@@ -40,6 +41,7 @@ def trace_facts(reader: DumpReader, run: int) -> dict[str, Any]:
         "generation_config": info.get("generation_config"),
         "length": info.get("length"),
         "ended": info.get("ended"),
+        "prompt_predictions": predictions(reader.path, run),
         "tokens": rows,
     }
 
@@ -54,6 +56,7 @@ def trace_lines(facts: Mapping[str, Any]) -> Iterator[Text]:
     for row, prompt in enumerate((facts["prompt"] or {}).get("text") or ()):
         yield Text.assemble((f"prompt{_row(row, batch)}  ", "dim"), quoted(prompt))
     yield from _limit(facts["length"])
+    yield from _inside(facts["prompt_predictions"])
     for token, group in groupby(rows, key=lambda row: row["token"]):
         yield Text()
         for i, row in enumerate(group):
@@ -65,18 +68,11 @@ def trace_lines(facts: Mapping[str, Any]) -> Iterator[Text]:
     yield from _end(facts, batch)
 
 
-def quoted(text: str | None) -> str:
-    """Return a text between quotes, spaces kept, without what would steer the terminal."""
-    if text is None:
-        return NOTHING
-    shown = text.replace("\n", "\\n").replace("\t", "\\t")
-    return '"' + "".join(c if c.isprintable() else "\ufffd" for c in shown) + '"'
-
-
-def candidate(token: int, text: str | None, probability: float) -> str:
-    """Return a candidate and its probability."""
-    name = str(token) if text is None else quoted(text)
-    return f"{name} {number(probability)}"
+def _inside(rows: Sequence[Mapping[str, Any]] | None) -> Iterator[Text]:
+    if rows:
+        yield Text()
+        yield Text("After each token of the prompt the model expects:", "bold")
+        yield from prediction_lines(rows)
 
 
 def _limit(length: Mapping[str, Any] | None) -> Iterator[Text]:

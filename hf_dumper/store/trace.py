@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from hf_dumper.core.trace import TokenTrace
 from hf_dumper.errors import KeyNotFoundError
+from hf_dumper.store import layout
 from hf_dumper.store.tables import read_parquet, write_parquet
 
 TRACE: Final = "trace.parquet"
@@ -34,6 +35,23 @@ TRACE_SCHEMA: Final = pa.schema(
         ("chosen_id", pa.int64()),
         ("chosen_probability", pa.float64()),
         ("chosen_rank", pa.int64()),
+    ]
+)
+
+PREDICTIONS: Final = "prompt_predictions.parquet"
+
+PREDICTIONS_SCHEMA: Final = pa.schema(
+    [
+        ("row", pa.int32()),
+        ("column", pa.int32()),
+        ("position", pa.int32()),
+        ("id", pa.int64()),
+        ("top_ids", _INTS),
+        ("top_probabilities", pa.list_(pa.float64())),
+        ("margin", pa.float64()),
+        ("next_id", pa.int64()),
+        ("next_probability", pa.float64()),
+        ("next_rank", pa.int64()),
     ]
 )
 
@@ -99,3 +117,20 @@ def _choice(trace: TokenTrace, row: int) -> dict[str, Any]:
         "chosen_probability": found.chosen_probability[row].item(),
         "chosen_rank": found.chosen_rank[row].item(),
     }
+
+
+def write_predictions(dump: Path, run: int, table: pa.Table) -> None:
+    """Write what a model predicts inside the prompt of a run; `table` is of that schema."""
+    write_parquet(layout.run_folder(dump, run) / PREDICTIONS, table)
+
+
+def read_predictions(dump: Path, run: int) -> pa.Table | None:
+    """Read what the model predicts inside the prompt of a run, None where nobody asked for it.
+
+    Raises:
+        DumpFormatError: the file is damaged.
+    """
+    try:
+        return read_parquet(layout.run_folder(dump, run) / PREDICTIONS, PREDICTIONS_SCHEMA)
+    except FileNotFoundError:
+        return None
