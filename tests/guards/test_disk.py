@@ -70,7 +70,7 @@ def test_the_number_of_files_does_not_depend_on_the_tokens(tiny_llama, tmp_path,
         dump(tiny_llama(), path, lambda model, n=tokens: generate(model, n), **MODES[mode])
         found[tokens] = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     assert found[1] == found[12]
-    assert len(found[1]) == (5 if mode == "statistics" else 6)
+    assert len(found[1]) == (6 if mode == "statistics" else 7)
 
 
 def writes_of(monkeypatch, model, path, tokens, options):
