@@ -15,7 +15,7 @@ from hf_dumper.core.types import ROOT, TensorKey
 from hf_dumper.core.verdicts import GOOD, Comparison, Verdict
 from hf_dumper.report.tables import every_record
 from hf_dumper.report.words import why
-from hf_dumper.store import open_dump
+from hf_dumper.store import MsitReader, open_dump
 
 METRICS: Final = {
     "cosine_similarity": "cosine",
@@ -137,6 +137,8 @@ def _facts(prefix: str, records: list[Mapping[str, Any]]) -> dict[str, Any]:
 def _path(record: Mapping[str, Any]) -> str:
     if record["shard"] is None:
         return ""
+    if record["shard"].endswith(".pth"):
+        return f"{record['dump']}/{record['shard']}"
     run, rank = f"{record['run']:06d}", record["rank"]
     return f"{record['dump']}/runs/{run}/rank-{rank}/{record['shard']}:{record['tensor']}"
 
@@ -150,9 +152,12 @@ def _name(key: TensorKey) -> Name:
 
 
 def _records(reader: DumpReader) -> Records:
-    path = str(reader.path)
-    rows = (row for run in reader.runs() for row in reader.statistics(run).to_pylist())
-    return {tuple(row[column] for column in _NAME): row | {"dump": path} for row in rows}
+    found = {}
+    for run in reader.runs():
+        path = str(reader.folder(run) if isinstance(reader, MsitReader) else reader.path)
+        for row in reader.statistics(run).to_pylist():
+            found[tuple(row[column] for column in _NAME)] = row | {"dump": path}
+    return found
 
 
 def _divergences(comparison: Comparison) -> dict[tuple[int, int], float]:

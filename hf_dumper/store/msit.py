@@ -163,20 +163,22 @@ class MsitSink:
         return self._writing
 
     def _furnish(self, folder: Path) -> None:
-        """Write what a run's folder holds besides the run; the manifest comes last."""
+        """Write what a run's folder holds besides the run.
+
+        The folder is known as a dump once it has `torch_tensors`: the manifest is there by then.
+        """
         inside, sidecar = folder / self._inside, folder / SIDECAR
-        inside.mkdir(parents=True)
         sidecar.mkdir()
-        if self._tree is not None:
-            write_json(inside / MODEL_TREE, self._tree)
+        head = {"kind": KIND, "format_version": FORMAT_VERSION}
+        write_json(sidecar / MANIFEST, head | self._manifest | head | {"tensors": self._inside})
         for name, save in self._keepers.items():
             save(folder / name)
+        inside.mkdir(parents=True)
+        if self._tree is not None:
+            write_json(inside / MODEL_TREE, self._tree)
         if self._weights:
             write_weight_files(folder, f"{self._inside}/weights", sidecar, self._weights)
             self._weights = ()
-        head = {"kind": KIND, "format_version": FORMAT_VERSION}
-        own = {"tensors": self._inside}
-        write_json(sidecar / MANIFEST, head | self._manifest | head | own)
 
 
 class _Run:

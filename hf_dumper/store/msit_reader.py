@@ -61,6 +61,10 @@ class MsitReader(NativeReader):
         """Return the numbers of the runs, ascending; those cut off are among them."""
         return tuple(sorted(self._folders))
 
+    def folder(self, run: int) -> Path:
+        """Return the folder of a run, which the files of an index are relative to."""
+        return self._folders[run]
+
     def tree(self) -> dict[str, Any]:
         """Return the tree of the model's modules, with the names that keys have.
 

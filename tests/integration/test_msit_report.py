@@ -1,6 +1,7 @@
 """msit's comparison table, of two dumps of a real model."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +67,19 @@ def test_a_path_names_the_shard_and_the_tensor(table, tmp_path):
     _, (row,) = table(pair("model.norm"))
     shard = f"{tmp_path}/golden/runs/000000/rank-0/shard-00000.safetensors"
     assert row["golden_data_path"] == f"{shard}:0/model.norm:output:0"
+
+
+def test_a_path_in_the_layout_of_msit_is_that_of_the_file(tiny_llama, tmp_path):
+    for name, layout in (("golden", "msit"), ("candidate", "native")):
+        model = tiny_llama()
+        with register_hook(model, DumpConfig(tmp_path / name, layout=layout)):
+            for ids in (IDS, IDS + 20):
+                model(ids, attention_mask=ids > 0)
+    write_report(compare(tmp_path / "golden", tmp_path / "candidate"), tmp_path / "r.msit.csv")
+    with (tmp_path / "r.msit.csv").open() as file:
+        paths = [row["golden_data_path"] for row in csv.DictReader(file)]
+    assert len(set(paths)) == len(paths) > 0
+    assert all(Path(path).is_file() for path in paths)
 
 
 def test_metrics_have_the_names_of_msit(table):
