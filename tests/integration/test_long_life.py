@@ -49,22 +49,18 @@ def live(model, path, marks):
     return found
 
 
-def check(found, first, last, path):
+def check(found, first, last, path, most):
     growth = (found[last].memory - found[first].memory) / (last - first)
     assert found[last].handles == found[first].handles
     assert found[last].threads == found[first].threads
-    assert growth < BYTES_PER_RUN, found
+    assert growth < most, found
     assert facts(path, last - 1)["complete"]
     assert readable_forwards(path, last - 1) == [0, 1]
 
 
-BYTES_PER_RUN = 1024
-"""Allowed growth, a hundredth of what one run of this model dumps."""
-
-
 def test_hundreds_of_runs_take_no_more_than_the_first_ones(tiny_llama, tmp_path):
     found = live(tiny_llama(num_hidden_layers=1), tmp_path, (100, 400))
-    check(found, 100, 400, tmp_path)
+    check(found, 100, 400, tmp_path, 64 << 10)  # a heap settles within some thousand runs
 
 
 @pytest.mark.slow
@@ -74,4 +70,4 @@ def test_ten_thousand_runs_take_no_more_than_the_first_thousand(tiny_llama, tmp_
     found = live(tiny_llama(num_hidden_layers=1), tmp_path, marks)
     with capsys.disabled():
         sys.stdout.writelines(f"\n{run} runs: {found[run]}" for run in marks)
-    check(found, 1000, 10000, tmp_path)
+    check(found, 1000, 10000, tmp_path, 1 << 10)
