@@ -77,16 +77,21 @@ class SlowSink:
 
     def __init__(self, monkeypatch, arena):
         self.gate = threading.Event()
+        self.flushing = False
         self.waited = 0
         write, flush = DirectorySink.write, BackgroundSink.flush
 
         def wait_and_write(sink, batch):
             self.gate.wait()
+            if batch.spent and not self.flushing:
+                self.gate.clear()  # there will be room for one more chunk, and no more
             write(sink, batch)
 
         def open_and_flush(sink, before=None):
+            self.flushing = True
             self.gate.set()
             flush(sink, before)
+            self.flushing = False
             self.gate.clear()
 
         monkeypatch.setattr(DirectorySink, "write", wait_and_write)
