@@ -99,6 +99,7 @@ class SpyArena(Arena):
         marks: Bytes of each chunk given back, up to the last one that was written.
         peak: Most bytes in flight.
         when_full: Called when a chunk is asked for that has to wait.
+        when_taken: Called when a chunk is there.
     """
 
     FILL = 0xA5
@@ -107,7 +108,7 @@ class SpyArena(Arena):
         super().__init__(chunk_bytes, max_bytes)
         self.chunk_bytes, self.max_bytes = chunk_bytes, max_bytes
         self.marks, self.peak = [], 0
-        self.when_full = lambda: None
+        self.when_full = self.when_taken = lambda: None
 
     def take(self, nbytes):
         """Tell who may be waited for, then take a chunk and fill it with what nobody wrote."""
@@ -115,6 +116,7 @@ class SpyArena(Arena):
         if self.bytes_in_flight and self.bytes_in_flight + size > self.max_bytes:
             self.when_full()
         chunk = super().take(nbytes)
+        self.when_taken()
         self.peak = max(self.peak, self.bytes_in_flight)
         np.frombuffer(chunk.memory, np.uint8)[:] = self.FILL
         return chunk

@@ -77,26 +77,21 @@ class SlowSink:
 
     def __init__(self, monkeypatch, arena):
         self.gate = threading.Event()
-        self.flushing = False
         self.waited = 0
         write, flush = DirectorySink.write, BackgroundSink.flush
 
         def wait_and_write(sink, batch):
             self.gate.wait()
-            if batch.spent and not self.flushing:
-                self.gate.clear()  # there will be room for one more chunk, and no more
             write(sink, batch)
 
         def open_and_flush(sink, before=None):
-            self.flushing = True
             self.gate.set()
             flush(sink, before)
-            self.flushing = False
             self.gate.clear()
 
         monkeypatch.setattr(DirectorySink, "write", wait_and_write)
         monkeypatch.setattr(BackgroundSink, "flush", open_and_flush)
-        arena.when_full = self.go_on
+        arena.when_full, arena.when_taken = self.go_on, self.gate.clear
 
     def go_on(self):
         self.waited += 1
@@ -132,7 +127,7 @@ def test_a_writer_that_is_slow_holds_up_the_model_at_the_bound(
     dump(model, tmp_path, run, **MODES[mode])
     found = sizes(tmp_path)
     assert found[STORED] > 4 * arena.max_bytes
-    assert sink.waited > 4
+    assert sink.waited >= 3  # whatever the writer did meanwhile, which is all that waited at most
     assert arena.max_bytes - arena.chunk_bytes < arena.peak <= arena.max_bytes
     if mode != "statistics":
         with open_dump(tmp_path) as reader:
