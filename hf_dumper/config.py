@@ -32,11 +32,9 @@ class DumpConfig:
     Attributes:
         dump_path: Folder of the dump; None makes `hf_dump_<date>_<time>` in the working directory.
         token_range: Generated tokens to dump, 0 being the prefill: None means [0], a list or range
-        of
-            integers, "0-3,8", or "all". Bare forwards are always dumped.
+            of integers, "0-3,8", or "all". Bare forwards are always dumped.
         module_list: Module classes, or their names; a module is dumped when it is an instance of
-        one.
-            Empty means every class.
+            one. Empty means every class.
         api_list: Functions to dump in api mode, or their names.
         mode: "module", "api", or a list of both.
         layer_name: Name or names of modules; `*` stands for any characters, dots included. With or
@@ -47,14 +45,13 @@ class DumpConfig:
         analyze: Write `tensor_analyze.csv` into each run: extremes, variance and mean of every
             tensor. The variance is that of the population.
         dump_last_logits: Dump only the logits of the last unmasked column, the scores and the
-        chosen
-            token, for each token in `token_range`.
+            chosen token, for each token in `token_range`.
         dump_weight: Dump parameters and buffers of the modules that `layer_name` selects, and
             of the modules inside them; tied ones once, offloaded ones with their true values.
         dump_kv_cache: Dump keys and values that each token adds to the cache, per layer, and the
             states of state-space layers.
         seed: Run every generation and bare forward under `seeded(seed)`; None leaves the process
-        alone.
+            alone.
         layout: "native", or "msit": a .pth file per tensor, in a new folder `msit_dump_<time>`
             for each run, so that nothing is ever overwritten.
         overwrite: Replace a dump of something else that lies at `dump_path`.
