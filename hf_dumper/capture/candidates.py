@@ -1,6 +1,7 @@
 """The likeliest tokens by the logits of a forward, worked out behind it."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ def as_floats(memory: bytearray, count: int, dtype: torch.dtype) -> NDArray[np.f
     return values.astype(np.float32) if kind is np.float16 else values
 
 
-def rank_candidates(logits: NDArray[np.floating], chosen: Ints, count: int = COUNT) -> Candidates:
+def rank_candidates(
+    logits: NDArray[np.floating], chosen: Sequence[int], count: int = COUNT
+) -> Candidates:
     """Return the likeliest ids of each row.
 
     Args:
@@ -46,7 +49,7 @@ def rank_candidates(logits: NDArray[np.floating], chosen: Ints, count: int = COU
     probabilities = np.empty((rows, count), np.float64)
     margin, share = np.full(rows, np.nan), np.full(rows, np.nan)
     rank = np.zeros(rows, np.int64)
-    for row, (values, taken) in enumerate(zip(logits, chosen.tolist(), strict=True)):
+    for row, (values, taken) in enumerate(zip(logits, chosen, strict=True)):
         order = ids[row] = _best(values, count)
         best = values[order]
         with np.errstate(invalid="ignore"):  # infinite logits, or none that is finite

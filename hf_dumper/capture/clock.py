@@ -5,14 +5,18 @@ length of the ids less the prompt length. An absolute length, never a counter: a
 prefill, a forward without cache and a row that ended early cannot shift it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hf_dumper.capture.inputs import RootInputs
-from hf_dumper.core.types import Phase, Tick
+from hf_dumper.core.types import Phase, Positions, Tick
+
+_NEVER: Final = 1 << 62
+"""Column of an end that has not come."""
 
 
 class TokenClock:
@@ -34,7 +38,7 @@ class TokenClock:
         self.forward = -1
         self.prompt_length: int | None = None
         self._columns = 0  # columns that went into the model so far, prompt and padding included
-        self._ended: NDArray[np.int64] | None = None  # per row: the column from which it is padding
+        self._ended: tuple[int, ...] = ()  # per row: the column from which it is padding
 
     def provisional(self) -> Tick:
         """Return the tick of what runs before the first forward: an encoder, a vision tower."""
@@ -54,27 +58,25 @@ class TokenClock:
             inputs.cols,
             inputs.keep if inputs.keep < inputs.cols else 0,
             past,
-            self._positions(inputs, past),
+            partial(_positions, inputs, past, self._ended),
         )
 
-    def set_prompt(self, ids: torch.Tensor) -> None:
-        """Take the ids [rows, length] that the first LogitsProcessor call of a run sees."""
+    def set_prompt(self, length: int) -> None:
+        """Take the length of the ids that the first LogitsProcessor call of a run sees."""
         if self.prompt_length is None:
-            self.prompt_length = ids.shape[1]
+            self.prompt_length = length
 
-    def advance(self, ids: torch.Tensor) -> None:
-        """Take the ids [rows, length] that end in the chosen token: its forward is over."""
+    def advance(self, length: int, chosen: Sequence[int]) -> None:
+        """Take the length of the ids that end in the chosen tokens: their forward is over."""
         if self.prompt_length is None:
-            self.prompt_length = ids.shape[1] - 1
-        self.token = ids.shape[1] - self.prompt_length
-        if not self._eos:
-            return
-        chosen = ids[:, -1].tolist()
-        if self._ended is None:
-            self._ended = np.full(len(chosen), np.iinfo(np.int64).max)
-        for row, token in enumerate(chosen):
-            if token in self._eos:
-                self._ended[row] = min(self._ended[row], self._columns)
+            self.prompt_length = length - 1
+        self.token = length - self.prompt_length
+        if not self._eos.isdisjoint(chosen):
+            ended = self._ended or (_NEVER,) * len(chosen)
+            self._ended = tuple(
+                min(end, self._columns) if token in self._eos else end
+                for token, end in zip(chosen, ended, strict=True)
+            )
 
     def _phase(self) -> Phase:
         if not self.generating:
@@ -87,22 +89,21 @@ class TokenClock:
         # A cache that does not tell its length: a state-space state, say.
         return self._columns
 
-    def _positions(self, inputs: RootInputs, past: int) -> NDArray[np.int32] | None:
-        if not inputs.cols or not inputs.readable:
+
+def _positions(inputs: RootInputs, past: int, ended: Sequence[int]) -> Positions | None:
+    if not inputs.cols or not inputs.readable:
+        return None
+    rows, cols, mask = inputs.rows, inputs.cols, inputs.mask
+    columns = np.arange(past, past + cols)
+    positions = np.broadcast_to(columns, (rows, cols)).astype(np.int32)
+    if mask is not None:
+        if mask.shape not in ((rows, cols), (rows, past + cols)):
             return None
-        columns = np.arange(past, past + inputs.cols)
-        positions = np.broadcast_to(columns, (inputs.rows, inputs.cols)).astype(np.int32)
-        if inputs.mask is not None:
-            if inputs.mask.shape not in (
-                (inputs.rows, inputs.cols),
-                (inputs.rows, past + inputs.cols),
-            ):
-                return None
-            if not inputs.mask.all():
-                positions = _masked_positions(inputs.mask, inputs.cols, past)
-        if self._ended is not None and len(self._ended) == inputs.rows:
-            positions[columns[None, :] >= self._ended[:, None]] = -1
-        return positions
+        if not mask.all():
+            positions = _masked_positions(mask, cols, past)
+    if len(ended) == rows:
+        positions[columns[None, :] >= np.array(ended)[:, None]] = -1
+    return positions
 
 
 def _masked_positions(mask: NDArray[np.int8], cols: int, past: int) -> NDArray[np.int32]:

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from hf_dumper.capture.integers import Integers, copy_integers, copy_mask
 
 CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which transformers passes a cache (ALL_CACHE_NAMES of generation, 5.23)."""
@@ -17,44 +18,53 @@ _IDS = ("decoder_input_ids", "input_ids")
 _EMBEDS = ("decoder_inputs_embeds", "inputs_embeds")
 
 
-@dataclass(frozen=True, slots=True)
-class RootInputs:
-    """Sizes of one forward.
+class RootInputs(NamedTuple):
+    """Sizes of one forward, and copies of the small integers that went in.
 
     `rows` x `cols` are the tokens it takes in, 0 columns where it takes none. `past` is the number
-    of cached columns, None when a cache does not tell. `mask` is the 2-D mask, 1 for real tokens,
-    as int8 [rows, columns]; None means that nothing is masked. `readable` is False for masks of
-    another shape, from which positions cannot be known. `cache` is the class name of the cache.
+    of cached columns, None when a cache does not tell. `readable` is False for masks of another
+    shape, from which positions cannot be known. `cache` is the class name of the cache. `ids` and
+    `position_ids` are None where they were not given, or have not two axes.
     """
 
     rows: int
     cols: int
     keep: int
     past: int | None
-    mask: NDArray[np.int8] | None
+    given_mask: Integers | None
     readable: bool
     cache: str | None
+    ids: Integers | None = None
+    position_ids: Integers | None = None
+
+    @property
+    def mask(self) -> NDArray[np.int8] | None:
+        """The 2-D mask, 1 for real tokens [rows, columns]; None means that nothing is masked."""
+        given = self.given_mask
+        return None if given is None else (given.table() != 0).astype(np.int8)
 
 
 def read_inputs(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    module: torch.nn.Module, args: tuple[Any, ...], given: Mapping[str, Any]
 ) -> RootInputs:
-    """Read the sizes of a forward from its positional and keyword arguments."""
-    names = parameter_names(module)
-    given = named_arguments(module, args, kwargs)
-    decoder = any(name.startswith("decoder_") for name in names)
+    """Read the sizes of a forward from its arguments; `given` are those that have names."""
+    decoder = _takes_decoder_ids(type(module).forward)
     rows, cols = _sizes(given, decoder, args)
     mask = given.get("decoder_attention_mask" if decoder else "attention_mask")
     keep = given.get("logits_to_keep")
-    flat = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+    copied = copy_mask(mask)
     return RootInputs(
         rows=rows,
         cols=cols,
         keep=keep if isinstance(keep, int) and keep > 0 else 0,
         past=_past(given),
-        mask=None if flat is None else flat.detach().ne(0).to("cpu", torch.int8).numpy(),
-        readable=mask is None or flat is not None,
+        given_mask=copied,
+        readable=mask is None or copied is not None,
         cache=next((type(given[n]).__name__ for n in CACHES if given.get(n) is not None), None),
+        ids=copy_integers(given.get("decoder_input_ids" if decoder else "input_ids")),
+        position_ids=copy_integers(
+            given.get("decoder_position_ids" if decoder else "position_ids")
+        ),
     )
 
 
@@ -81,6 +91,11 @@ def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(name for name, p in parameters.items() if p.kind in kinds)[1:]
+
+
+@lru_cache(maxsize=1024)
+def _takes_decoder_ids(forward: Callable[..., Any]) -> bool:
+    return any(name.startswith("decoder_") for name in _parameter_names(forward))
 
 
 def _sizes(given: Mapping[str, Any], decoder: bool, args: tuple[Any, ...]) -> tuple[int, int]:

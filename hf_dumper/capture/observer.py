@@ -146,7 +146,8 @@ class Observer:
             self.left_out += 1
 
     def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = read_inputs(self.model, args, kwargs)
+        given = named_arguments(self.model, args, kwargs)
+        inputs = read_inputs(self.model, args, given)
         self.inputs = self.inputs or inputs
         tick = self.clock.tick(inputs)
         snapshot = self.snapshot
@@ -159,9 +160,8 @@ class Observer:
             if wanted:
                 snapshot.begin(tick)
         self._intake.recording = wanted and not self._last_logits
-        given = named_arguments(self.model, args, kwargs)
         if self._trace is not None:
-            self._trace.see_inputs(tick, inputs, given)
+            self._trace.see_inputs(tick, inputs, given.get("use_cache"))
         if self._cache is not None and wanted:
             self._cache.before(given)
 
@@ -183,18 +183,20 @@ class Observer:
 
     def see_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> None:
         """Take what the logits processor of the session sees."""
-        self.clock.set_prompt(ids)
+        self.clock.set_prompt(ids.shape[1])
         if self._last_logits and self._logits is not None:
             self._guarded(self._take_logits)
             self._guarded(lambda: self._take("scores", scores))
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
+        last = ids[:, -1]
+        chosen = last.tolist()
         if self._trace is not None and not self._stopped:
-            self._guarded(partial(self._trace.see_token, self.clock.token, ids))
+            self._guarded(partial(self._trace.see_token, self.clock.token, chosen))
         if self.snapshot.tick is not None and not self._stopped:
-            self._guarded(lambda: self._take("token_ids", ids[:, -1]))
-        self.clock.advance(ids)
+            self._guarded(partial(self._take, "token_ids", last))
+        self.clock.advance(ids.shape[1], chosen)
         self._guarded(self.snapshot.end)
         self._intake.recording = False
 

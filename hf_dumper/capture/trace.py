@@ -7,41 +7,22 @@ whoever writes batches, behind the forward; only where no batches leave is it do
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hf_dumper.capture.candidates import as_floats, rank_candidates
 from hf_dumper.capture.inputs import RootInputs
+from hf_dumper.capture.integers import Integers, Numbers
 from hf_dumper.capture.owners import memmove
 from hf_dumper.capture.storable import PLAIN, is_literal
-from hf_dumper.core.trace import Candidates, Ints, TokenTrace
+from hf_dumper.core.trace import Candidates, TokenTrace
 from hf_dumper.core.types import Records, Tick
 
 _MOST, _MOST_BYTES = 8, 32 << 20
 """Tokens, and bytes of their logits, that may wait for their candidates to be ranked."""
-
-_INTEGERS = {torch.int64: np.int64, torch.int32: np.int32}
-
-Numbers: TypeAlias = NDArray[np.integer]
-
-
-class _Integers(NamedTuple):
-    """Integers [rows, columns] that were copied: their bytes, or an array where that was easier."""
-
-    values: bytes | Numbers
-    dtype: torch.dtype
-    rows: int
-
-    def table(self, rows: int) -> Numbers:
-        """Return them; one row stands for all."""
-        values = self.values
-        if isinstance(values, bytes):
-            values = np.frombuffer(values, _INTEGERS[self.dtype]).reshape(self.rows, -1)
-        return values if self.rows == rows else np.repeat(values, rows, axis=0)
 
 
 class _Inputs(NamedTuple):
@@ -50,8 +31,6 @@ class _Inputs(NamedTuple):
     tick: Tick
     inputs: RootInputs
     use_cache: Any
-    ids: _Integers | None
-    position_ids: _Integers | None
 
 
 class _Token(NamedTuple):
@@ -59,7 +38,7 @@ class _Token(NamedTuple):
 
     token: int
     forwards: list[_Inputs]
-    chosen: Ints
+    chosen: Sequence[int]
     logits_shape: tuple[int, ...] | None
 
 
@@ -89,28 +68,14 @@ class TraceRecorder:
         self._shape: tuple[int, ...] | None = None
         self._tokens: list[_Token] = []
         self._candidates: dict[int, Candidates] = {}
-        self._names: tuple[str, str] | None = None
         self._waiting: deque[tuple[int, _Logits]] = deque()
         self._free: list[bytearray] = []
         self._ranking = threading.Lock()
         self._failure: Exception | None = None
 
-    def see_inputs(self, tick: Tick, inputs: RootInputs, given: Mapping[str, Any]) -> None:
-        """Take what goes into a forward; `given` are its arguments by name."""
-        if self._names is None:
-            side = "decoder_" if any(name.startswith("decoder_") for name in given) else ""
-            self._names = f"{side}input_ids", f"{side}position_ids"
-        ids, places = self._names
-        rows, cols = tick.rows, tick.cols
-        self._inputs.append(
-            _Inputs(
-                tick,
-                inputs,
-                given.get("use_cache"),
-                _copied(given.get(ids), rows, cols),
-                _copied(given.get(places), rows, cols),
-            )
-        )
+    def see_inputs(self, tick: Tick, inputs: RootInputs, use_cache: object) -> None:
+        """Take what goes into a forward, and its argument `use_cache`."""
+        self._inputs.append(_Inputs(tick, inputs, use_cache))
 
     def see_logits(self, logits: torch.Tensor | None) -> None:
         """Take the logits [rows, columns, vocabulary] or [rows, vocabulary] of a forward."""
@@ -119,13 +84,12 @@ class TraceRecorder:
         if logits is not None and type(logits) in PLAIN and logits.ndim in (2, 3):
             self._logits = self._copy_last(logits)
 
-    def see_token(self, token: int, ids: torch.Tensor) -> None:
-        """Take the ids [rows, length] that end in what was chosen as token `token`."""
+    def see_token(self, token: int, chosen: Sequence[int]) -> None:
+        """Take the ids [rows] that were chosen as token `token`."""
         forwards, self._inputs = self._inputs, []
         logits, self._logits = self._logits, None
         if not forwards:
             return
-        chosen = _last_column(ids)
         self._tokens.append(_Token(token, forwards, chosen, self._shape))
         if logits is not None and logits.rows == len(chosen):
             self._waiting.append((len(self._tokens) - 1, logits))
@@ -204,18 +168,16 @@ class TraceRecorder:
 
 
 def _traced(taken: _Token, candidates: Candidates | None) -> TokenTrace:
-    forwards, chosen = taken.forwards, taken.chosen
+    forwards = taken.forwards
     first, last = forwards[0], forwards[-1]
     return TokenTrace(
         token=taken.token,
         forward=last.tick.forward,
         phase=str(last.tick.phase),
-        chosen=chosen,
-        input_ids=_together([f.ids and f.ids.table(f.tick.rows) for f in forwards]),
-        position_ids=_together(
-            [f.position_ids and f.position_ids.table(f.tick.rows) for f in forwards]
-        ),
-        mask=_together([_mask(f) for f in forwards]),
+        chosen=np.array(taken.chosen, np.int64),
+        input_ids=_together([_columns(f.inputs.ids, f.inputs) for f in forwards]),
+        position_ids=_together([_columns(f.inputs.position_ids, f.inputs) for f in forwards]),
+        mask=_together([_mask(f.inputs) for f in forwards]),
         positions=_together([f.tick.positions for f in forwards]),
         cache=first.inputs.cache,
         cache_length=first.inputs.past,
@@ -225,8 +187,16 @@ def _traced(taken: _Token, candidates: Candidates | None) -> TokenTrace:
     )
 
 
-def _mask(forward: _Inputs) -> Numbers | None:
-    mask, cols = forward.inputs.mask, forward.tick.cols
+def _columns(found: Integers | None, inputs: RootInputs) -> Numbers | None:
+    """Return one integer per token that went in, None where there are others."""
+    if found is None or found.rows not in (1, inputs.rows):
+        return None
+    table = found.table(inputs.rows)
+    return table if table.shape[1] == inputs.cols else None
+
+
+def _mask(inputs: RootInputs) -> Numbers | None:
+    mask, cols = inputs.mask, inputs.cols
     return None if mask is None or not cols else mask[:, -cols:]
 
 
@@ -236,26 +206,3 @@ def _together(parts: list[Numbers | None]) -> Numbers | None:
         return parts[0]
     known = [part for part in parts if part is not None]
     return np.concatenate(known, axis=1) if len(known) == len(parts) else None
-
-
-def _copied(value: Any, rows: int, cols: int) -> _Integers | None:
-    """Copy integers [rows, cols], without an operator of torch where that is possible."""
-    if type(value) not in PLAIN:
-        return None
-    shape, dtype = value.shape, value.dtype
-    if len(shape) != 2 or shape[1] != cols or shape[0] not in (1, rows):
-        return None
-    if dtype in _INTEGERS and is_literal(value) and rows * cols:
-        return _Integers(ctypes.string_at(value.data_ptr(), value.nbytes), dtype, shape[0])
-    array = value.detach().to("cpu", torch.int64, copy=True).numpy()
-    return _Integers(cast("Numbers", array), torch.int64, shape[0])
-
-
-def _last_column(ids: torch.Tensor) -> Ints:
-    """Copy the last column of ids [rows, length] in the same way."""
-    if ids.dtype is not torch.int64 or not is_literal(ids) or not ids.numel():
-        return np.asarray(ids[:, -1].detach().to("cpu", torch.int64, copy=True).numpy(), np.int64)
-    rows, width = ids.shape[0], ids.shape[1] * 8
-    last = ids.data_ptr() + width - 8
-    copied = b"".join(ctypes.string_at(last + row * width, 8) for row in range(rows))
-    return np.frombuffer(copied, np.int64)

@@ -7,13 +7,15 @@ than its bytes.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_dumper.core.arena import Chunk, Span
 from hf_dumper.core.trace import TokenTrace
+
+Positions: TypeAlias = NDArray[np.int32]
 
 ROOT = "root"
 """Name of the outermost module; torch itself calls it the empty string."""
@@ -30,15 +32,18 @@ class Phase(StrEnum):
     FORWARD = "forward"
 
 
+def _unknown() -> None:
+    """Find no positions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """One forward of the root module.
 
     `token` is the index of the token that this forward predicts, 0 for the prefill and for a bare
-    forward. `positions` is int32 [rows, cols]: the number of unmasked tokens before each token of
-    this forward in its row, -1 for padding; None where the model takes no token columns or its mask
-    does not tell. `keep` is the model's `logits_to_keep` when positive: tensors whose position axis
-    has that length cover the last `keep` columns. `past` is the number of cached columns.
+    forward. `keep` is the model's `logits_to_keep` when positive: tensors whose position axis has
+    that length cover the last `keep` columns. `past` is the number of cached columns.
+    `find_positions` returns `positions`; it is called behind the forward, as a rule.
     """
 
     run: int
@@ -49,7 +54,15 @@ class Tick:
     cols: int = 0
     keep: int = 0
     past: int = 0
-    positions: NDArray[np.int32] | None = None
+    find_positions: Callable[[], Positions | None] = _unknown
+
+    @property
+    def positions(self) -> Positions | None:
+        """Number of unmasked tokens before each token of this forward in its row, -1 for padding.
+
+        Int32 [rows, cols]; None where the model takes no token columns or its mask does not tell.
+        """
+        return self.find_positions()
 
 
 class TensorKey(NamedTuple):

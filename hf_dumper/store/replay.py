@@ -1,6 +1,7 @@
 """A dump that is read, as the batches that a sink takes: so one layout becomes another."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -222,6 +223,7 @@ def _positions(table: pa.Table) -> dict[int, dict[str, Any]]:
         known = np.full(shape, -1, np.int32)
         known[row[here], column[here]] = position[here]
         is_known = (position[here] != _UNKNOWN).all()
-        positions = known if is_known else None
-        found[number] = {"rows": shape[0], "cols": shape[1], "positions": positions}
+        found[number] = {"rows": shape[0], "cols": shape[1]}
+        if is_known:
+            found[number]["find_positions"] = partial(np.copy, known)
     return found

@@ -11,7 +11,7 @@ from hf_dumper.capture.candidates import as_floats, rank_candidates
 
 def ranked(*rows, chosen=None, count=5):
     table = np.array(rows, np.float32)
-    return rank_candidates(table, np.array(chosen or [0] * len(rows)), count)
+    return rank_candidates(table, chosen or [0] * len(rows), count)
 
 
 def test_the_largest_logits_come_first_with_their_share():
@@ -62,7 +62,7 @@ def test_values_are_those_of_torch_in_every_type(dtype):
     memory = bytearray(logits.view(torch.uint8).numpy().tobytes()) + b"more"
     values = as_floats(memory, logits.numel(), dtype).reshape(logits.shape)
     assert np.array_equal(values, logits.to(torch.float64).numpy())
-    found = rank_candidates(values, np.array([5, 6, 7]))
+    found = rank_candidates(values, [5, 6, 7])
     wide = logits.to(torch.float64)
     share = wide.softmax(-1)
     assert np.allclose(found.probabilities, share.topk(5).values.numpy(), rtol=1e-5)
@@ -80,7 +80,7 @@ def test_a_type_that_numpy_lacks_is_converted():
 def test_a_nan_is_found_anywhere(place):
     values = torch.randn(1, 4035, generator=torch.Generator().manual_seed(0)).numpy()
     values[0, place] = math.nan
-    found = rank_candidates(values, np.array([1]))
+    found = rank_candidates(values, [1])
     assert found.ids[0, 0] == place
     rest = np.delete(values[0], place)
     assert values[0, found.ids[0, 1:]].tolist() == sorted(rest.tolist(), reverse=True)[:4]
@@ -92,10 +92,10 @@ def test_a_nan_is_found_anywhere(place):
 def test_the_largest_are_found_wherever_they_lie(places):
     values = np.zeros((1, 4035), np.float32)
     values[0, places] = [3, 5, 2, 4, 1]
-    found = rank_candidates(values, np.array([places[0]]))
+    found = rank_candidates(values, [places[0]])
     assert values[0, found.ids[0]].tolist() == [5, 4, 3, 2, 1]
     assert found.chosen_rank.tolist() == [3]
 
 
 def test_of_equal_logits_in_a_large_vocabulary_the_lowest_ids_come_first():
-    assert rank_candidates(np.zeros((1, 4035)), np.array([0])).ids.tolist() == [[0, 1, 2, 3, 4]]
+    assert rank_candidates(np.zeros((1, 4035)), [0]).ids.tolist() == [[0, 1, 2, 3, 4]]

@@ -6,19 +6,18 @@ import torch
 
 from hf_dumper.capture.clock import TokenClock
 from hf_dumper.capture.inputs import RootInputs
+from hf_dumper.capture.integers import copy_mask
 from hf_dumper.core.types import Phase
 
 
 def inputs(rows, cols, *, past=0, mask=None, keep=0, readable=True):
-    array = None if mask is None else np.array(mask, dtype=np.int8)
-    return RootInputs(rows, cols, keep, past, array, readable, None)
+    copied = None if mask is None else copy_mask(torch.tensor(mask))
+    return RootInputs(rows, cols, keep, past, copied, readable, None)
 
 
-def ids(rows, length, *last):
-    made = torch.full((rows, length), 9)
-    if last:
-        made[:, -1] = torch.tensor(last)
-    return made
+def chosen(rows, length, *last):
+    """Return what `advance` takes: ids of this length, whose last ones end no row if not given."""
+    return length, list(last) or [9] * rows
 
 
 @pytest.fixture
@@ -39,26 +38,26 @@ def test_the_first_forward_of_a_generation_is_the_prefill(clock):
 
 def test_a_token_is_the_length_of_the_ids_less_the_prompt(clock):
     clock.tick(inputs(1, 5))
-    clock.set_prompt(ids(1, 5))
-    clock.advance(ids(1, 6))
+    clock.set_prompt(5)
+    clock.advance(*chosen(1, 6))
     assert clock.tick(inputs(1, 1, past=5)).token == 1
 
 
 def test_several_tokens_at_once_advance_by_their_number(clock):
-    clock.set_prompt(ids(1, 5))
-    clock.advance(ids(1, 9))
+    clock.set_prompt(5)
+    clock.advance(*chosen(1, 9))
     assert clock.token == 4
 
 
 def test_only_the_first_processor_call_sets_the_prompt(clock):
-    clock.set_prompt(ids(1, 5))
-    clock.set_prompt(ids(1, 8))
+    clock.set_prompt(5)
+    clock.set_prompt(8)
     assert clock.prompt_length == 5
 
 
 def test_the_criteria_alone_are_enough(clock):
-    clock.advance(ids(1, 6))
-    clock.advance(ids(1, 7))
+    clock.advance(*chosen(1, 6))
+    clock.advance(*chosen(1, 7))
     assert (clock.prompt_length, clock.token) == (5, 2)
 
 
@@ -71,7 +70,7 @@ def test_chunks_of_a_prefill_are_forwards_of_one_token(clock):
 
 
 def test_a_forward_after_the_first_token_is_a_decode(clock):
-    clock.advance(ids(1, 6))
+    clock.advance(*chosen(1, 6))
     assert clock.tick(inputs(1, 1, past=5)).phase is Phase.DECODE
 
 
@@ -84,8 +83,8 @@ def test_a_bare_forward_is_token_0():
 
 def test_a_new_run_starts_from_the_beginning(clock):
     clock.tick(inputs(1, 5))
-    clock.set_prompt(ids(1, 5))
-    clock.advance(ids(1, 6, 2))
+    clock.set_prompt(5)
+    clock.advance(*chosen(1, 6, 2))
     clock.open_run(4, generating=True)
     tick = clock.tick(inputs(1, 3))
     assert (tick.run, tick.forward, tick.token, positions(tick)) == (4, 0, 0, [[0, 1, 2]])
@@ -150,30 +149,25 @@ def test_a_forward_without_columns_has_no_positions(clock):
 
 def test_a_row_is_padding_from_the_end_on(clock):
     clock.tick(inputs(2, 3))
-    clock.set_prompt(ids(2, 3))
-    clock.advance(ids(2, 4, 2, 9))
+    clock.set_prompt(3)
+    clock.advance(*chosen(2, 4, 2, 9))
     assert positions(clock.tick(inputs(2, 1, past=3))) == [[-1], [3]]
 
 
 def test_a_row_that_ended_stays_padding(clock):
     clock.tick(inputs(2, 3))
-    clock.set_prompt(ids(2, 3))
-    clock.advance(ids(2, 4, 2, 9))
+    clock.set_prompt(3)
+    clock.advance(*chosen(2, 4, 2, 9))
     clock.tick(inputs(2, 1, past=3))
-    clock.advance(ids(2, 5, 0, 9))
+    clock.advance(*chosen(2, 5, 0, 9))
     assert positions(clock.tick(inputs(2, 1, past=4))) == [[-1], [4]]
 
 
 def test_without_cache_a_row_is_padding_only_from_its_end_on(clock):
     clock.tick(inputs(2, 3))
-    clock.set_prompt(ids(2, 3))
-    clock.advance(ids(2, 4, 2, 9))
+    clock.set_prompt(3)
+    clock.advance(*chosen(2, 4, 2, 9))
     assert positions(clock.tick(inputs(2, 4))) == [[0, 1, 2, -1], [0, 1, 2, 3]]
-
-
-def test_an_end_id_in_the_prompt_ends_nothing(clock):
-    clock.set_prompt(ids(1, 3, 2))
-    assert positions(clock.tick(inputs(1, 3))) == [[0, 1, 2]]
 
 
 def test_a_cache_that_does_not_tell_is_followed_by_what_went_in(clock):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from hf_dumper.capture.inputs import parameter_names, read_inputs
+from hf_dumper.capture.inputs import named_arguments, parameter_names, read_inputs
 
 IDS = torch.ones(2, 5, dtype=torch.long)
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -32,7 +32,7 @@ class Seq2Seq(nn.Module):
 
 
 def read(module, *args, **kwargs):
-    return read_inputs(module, args, kwargs)
+    return read_inputs(module, args, named_arguments(module, args, kwargs))
 
 
 def test_the_names_are_those_of_the_positional_parameters():

@@ -324,7 +324,7 @@ class TestIndex:
         sink = DirectorySink(tmp_path / "d", MANIFEST)
         sink.open_run(INFO)
         positions = np.array([[-1, 0], [0, 1]], dtype=np.int32)
-        sink.write(BatchMaker().begin(0, rows=2, cols=2, positions=positions).end())
+        sink.write(BatchMaker().begin(0, rows=2, cols=2, find_positions=lambda: positions).end())
         sink.write(BatchMaker().begin(1, rows=1, cols=1, phase=Phase.FORWARD).end())
         sink.commit_run(RESULT)
         table = NativeReader(tmp_path / "d").positions()
