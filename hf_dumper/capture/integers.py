@@ -30,7 +30,7 @@ class Integers(NamedTuple):
         values = self.values
         if isinstance(values, bytes):
             values = np.frombuffer(values, _KINDS[self.dtype]).reshape(self.rows, -1)
-        return values if rows in (None, self.rows) else np.repeat(values, cast("int", rows), axis=0)
+        return values if rows in (None, self.rows) else np.repeat(values, rows, axis=0)
 
 
 def copy_integers(value: Any) -> Integers | None:

@@ -7,7 +7,6 @@ the hooks see into batches, and the session closes the run.
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -117,10 +116,11 @@ class Observer:
         self._dump = dump
         self.snapshot = Snapshot(
             dump.arena,
-            self._send,
+            dump.write,
             self._intake,
             device=self._device,
             hurry=dump.hurry,
+            behind=self._rank,
             describe_large=not self._values and _are_cores_taken(),
         )
         self.run = run
@@ -240,11 +240,10 @@ class Observer:
                 self._fail(error)
         return ()
 
-    def _send(self, batch: Batch) -> None:
-        """Send a batch on; whoever resolves it ranks the candidates of earlier tokens, too."""
+    def _rank(self) -> None:
+        """Rank the candidates of earlier tokens; called where batches are resolved."""
         if self._trace is not None:
-            batch = replace(batch, resolve=self._trace.before(batch.resolve))
-        self._dump.write(batch)
+            self._trace.rank()
 
     def _take_cache(self, cache: CacheReader, output: Any) -> None:
         """Record what the forward that is over added to the cache."""

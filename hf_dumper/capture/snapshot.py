@@ -28,7 +28,7 @@ from hf_dumper.core.arena import Arena, Chunk
 from hf_dumper.core.axes import infer_axes
 from hf_dumper.core.slots import is_container, leaves
 from hf_dumper.core.statistics import describe_adjacent
-from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, Tick
+from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, Records, Tick
 
 Source: TypeAlias = tuple[str, str]
 """Name and class name of the module that a tensor was seen at."""
@@ -64,11 +64,13 @@ class Snapshot:
         *,
         device: int | None = None,
         hurry: Callable[[], None] = lambda: None,
+        behind: Callable[[], None] = lambda: None,
         describe_large: bool = False,
     ) -> None:
         """Copy into chunks of `arena`; give every batch to `send`.
 
-        `hurry` tells whoever writes them that the moment is good. `device` is the index of the one
+        `hurry` tells whoever writes them that the moment is good, and `behind` is called there
+        before each batch is resolved. `device` is the index of the one
         accelerator whose tensors are taken, None means all. With `describe_large`, the statistics
         of large tensors are computed in the hook, while their bytes are in the caches, and the
         bytes are not kept.
@@ -80,12 +82,13 @@ class Snapshot:
         self._send = send
         self._device = device
         self._hurry = hurry
+        self._behind = behind
         self._chunk: Chunk | None = None
         self._begin = 0
         self._sent = 0
         self._owners = Owners()
         self._unstorable = 0
-        self._large: dict[tuple[object, ...], int] = {}
+        self._large: set[tuple[object, ...]] = set()
         self._describe_large = describe_large
         self._described_now: dict[int, tuple[float, ...]] = {}
         self._sizes = (0, 0, 0, False)
@@ -184,7 +187,7 @@ class Snapshot:
     ) -> None:
         """Record a borrowed tensor whose values are plain bytes, and that is described already.
 
-        There is no copy of a large one whose bytes were at the same place before, or that is
+        There is no copy of a large one whose bytes were recorded before in the forward, or that is
         described at once.
         """
         nbytes, pointer = what.nbytes, tensor.data_ptr()
@@ -192,9 +195,9 @@ class Snapshot:
             self._note(what, number, index, self._copy(pointer, nbytes, memmove), None)
             return
         digest = xxh3_64_intdigest(_memory_at(pointer, nbytes, _READ))
-        key = (pointer, what.shape, what.dtype)
-        is_new = self._large.get(key) != digest
-        self._large[key] = digest
+        key = (digest, what.shape, what.dtype)
+        is_new = key not in self._large
+        self._large.add(key)
         offset = None
         if is_new and self._describe_large and not tensor.is_complex():
             table = describe_adjacent(tensor.detach().view(-1), [tensor.numel()])
@@ -321,13 +324,17 @@ class Snapshot:
         rows, intake.rows = intake.rows, []
         chunk = spent[0] if spent else self._chunk
         described, self._described_now = self._described_now, {}
-        resolve = partial(self._owners.resolve, rows, chunk, self._begin, self._sent, described)
+        resolve = partial(self._resolve, rows, chunk, self._begin, self._sent, described)
         self._taken += len(rows)
         self._begin = intake.used
         self._sent += len(rows)
         if spent:
             intake.address = intake.used = intake.size = self._begin = 0
         self._send(Batch(cast("Tick", self.tick), resolve, len(rows), calls, spent))
+
+    def _resolve(self, *taken: Any) -> Records:
+        self._behind()
+        return self._owners.resolve(*taken)
 
     def _skip(
         self, source: Source, slot: str, param: str, call: Call, tensor: torch.Tensor

@@ -7,7 +7,7 @@ whoever writes batches, behind the forward; only where no batches leave is it do
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from hf_dumper.capture.integers import Integers, Numbers
 from hf_dumper.capture.owners import memmove
 from hf_dumper.capture.storable import PLAIN, is_literal
 from hf_dumper.core.trace import Candidates, TokenTrace
-from hf_dumper.core.types import Records, Tick
+from hf_dumper.core.types import Tick
 
 _MOST, _MOST_BYTES = 8, 32 << 20
 """Tokens, and bytes of their logits, that may wait for their candidates to be ranked."""
@@ -112,15 +112,6 @@ class TraceRecorder:
                     self._failure = self._failure or error
                 self._waiting.popleft()
                 self._free.append(logits.memory)
-
-    def before(self, resolve: Callable[[], Records]) -> Callable[[], Records]:
-        """Return a `resolve` of a batch that ranks what waits for it first."""
-
-        def ranked() -> Records:
-            self.rank()
-            return resolve()
-
-        return ranked
 
     def tokens(self) -> tuple[TokenTrace, ...]:
         """Return the tokens that were chosen, with their candidates.

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
@@ -90,7 +89,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     columns = mask.nonzero().flatten()
     known = ids[columns].tolist()
-    following = np.array([*known[1:], -1])  # of the last one nothing is known
+    following = [*known[1:], -1]  # of the last one nothing is known
     found = rank_candidates(cast("Any", logits[columns].float().numpy()), following)
     for i, column in enumerate(columns.tolist()):
         is_last = i == len(known) - 1

@@ -4,7 +4,6 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from queue import Empty, Queue
 from typing import Final
 
 from hf_dumper.core.arena import Arena
@@ -12,8 +11,47 @@ from hf_dumper.core.protocols import Sink
 from hf_dumper.core.types import Batch, RunInfo, RunResult
 from hf_dumper.errors import CaptureError, DumpWriteError
 
-PATIENCE: Final = 0.02
+PATIENCE: Final = 0.05
 """Seconds that a batch may wait for a good moment to be written."""
+
+
+class Mailbox:
+    """Batches on their way to the thread that writes them; None is the end.
+
+    To put one in wakes nobody, as that alone would cost the model seventy microseconds a token.
+    """
+
+    def __init__(self) -> None:
+        """Be empty."""
+        self._items: deque[Batch | None] = deque()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._is_good = False
+
+    def put(self, item: Batch | None) -> None:
+        """Leave a batch."""
+        self._items.append(item)
+
+    def ring(self) -> None:
+        """Say that the moment is good for what is in the box."""
+        with suppress(RuntimeError):  # somebody rang already
+            self._bell.release()
+
+    def get(self) -> Batch | None:
+        """Wait for a good moment, but not for long, and then take batches until there are none."""
+        self._is_good = self._is_good and bool(self._items)
+        while not self._is_good:
+            self._bell.acquire(timeout=PATIENCE)
+            self._is_good = bool(self._items)
+        return self._items.popleft()
+
+    def empty(self) -> list[Batch]:
+        """Take all that there are at once."""
+        found = []
+        with suppress(IndexError):
+            while True:
+                found.append(self._items.popleft())
+        return [batch for batch in found if batch is not None]
 
 
 class BackgroundSink:
@@ -34,9 +72,8 @@ class BackgroundSink:
         """Wrap `inner`; `arena` is where the chunks of the batches come from."""
         self._inner = inner
         self._arena = arena
-        self._queue: Queue[Batch | None] = Queue()
+        self._box = Mailbox()
         self._thread: threading.Thread | None = None
-        self._go = threading.Event()
         self._unwritten: deque[int] = deque()
         self._written = threading.Condition()
         self._is_dead = False
@@ -65,14 +102,14 @@ class BackgroundSink:
         self.failure, self.dropped, self._is_dead = None, 0, False
         self._arena.write_off()  # nobody writes: what is still out will not come back
         # A daemon, so that an interpreter which exits in the middle of a run does not wait for it.
-        self._queue = Queue()
+        self._box = Mailbox()
         thread = threading.Thread(
-            target=self._work, args=(self._queue,), name="hf_dumper writer", daemon=True
+            target=self._work, args=(self._box,), name="hf_dumper writer", daemon=True
         )
         try:
             thread.start()
         except BaseException as error:
-            self._queue.put(None)  # Ctrl-C may come when the thread has started
+            self._box.put(None)  # Ctrl-C may come when the thread has started
             self._mark(f"the writer cannot be started: {_text(error)}")
             if not isinstance(error, RuntimeError):
                 raise
@@ -86,28 +123,24 @@ class BackgroundSink:
             msg = "No run is open."
             raise CaptureError(msg)
         self._unwritten.append(batch.tick.forward)
-        self._queue.put(batch)
+        self._box.put(batch)
         if self._is_dead:
-            self._discard(self._queue)
+            self._discard(self._box)
 
     def hurry(self) -> None:
         """Write what is queued now: the moment is good. It is none for what comes later."""
         if self._unwritten:
-            self._go.set()
+            self._box.ring()
 
     def flush(self, before: int | None = None) -> None:
         """Wait until every batch that was queued is written, or dropped after a failure.
 
         `before` leaves out the batches of that forward and of later ones.
         """
-
-        def is_written() -> bool:
-            return not self._unwritten or (before is not None and self._unwritten[0] >= before)
-
-        if not is_written():
+        if not self._is_written(before):
             self.hurry()
             with self._written:
-                self._written.wait_for(is_written)
+                self._written.wait_for(lambda: self._is_written(before))
 
     def commit_run(self, result: RunResult) -> None:
         """Wait for the writer, then end the run.
@@ -149,25 +182,31 @@ class BackgroundSink:
         self._is_abandoned = False
         self._inner.close()
 
+    def _is_written(self, before: int | None) -> bool:
+        try:
+            oldest = self._unwritten[0]
+        except IndexError:  # asked without a lock: the writer may take the last one meanwhile
+            return True
+        return before is not None and oldest >= before
+
     def _join(self) -> None:
         if self._thread:
-            self._queue.put(None)
-            self._go.set()
+            self._box.put(None)
+            self._box.ring()
             self._thread.join()
             self._thread = None
 
-    def _work(self, queue: "Queue[Batch | None]") -> None:
+    def _work(self, box: Mailbox) -> None:
         try:
-            self._drain(queue)
+            self._drain(box)
         except BaseException as error:  # of the thread itself, such as SystemExit
             self.failure = self.failure or error
-            self._is_dead = True  # before the queue is emptied: what comes later, its sender drops
-            self._discard(queue)
+            self._is_dead = True  # before the box is emptied: what comes later, its sender drops
+            self._discard(box)
 
-    def _drain(self, queue: "Queue[Batch | None]") -> None:
-        while (batch := queue.get()) is not None:
+    def _drain(self, box: Mailbox) -> None:
+        while (batch := box.get()) is not None:
             try:
-                self._go.wait(PATIENCE)
                 if self.failure is None:
                     self._inner.write(batch)
                 else:
@@ -177,16 +216,12 @@ class BackgroundSink:
                 self.dropped += batch.count
             finally:
                 self._let_go(batch)
-                if queue.empty():
-                    self._go.clear()
 
-    def _discard(self, queue: "Queue[Batch | None]") -> None:
-        """Drop what is queued."""
-        with suppress(Empty):
-            while True:
-                if (batch := queue.get_nowait()) is not None:
-                    self.dropped += batch.count
-                    self._let_go(batch)
+    def _discard(self, box: Mailbox) -> None:
+        """Drop what is in the box."""
+        for batch in box.empty():
+            self.dropped += batch.count
+            self._let_go(batch)
 
     def _let_go(self, batch: Batch) -> None:
         for chunk in batch.spent:

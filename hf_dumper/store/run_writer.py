@@ -18,7 +18,7 @@ from hf_dumper.store.files import file_digest, free_room, write_json
 from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import Places, nowhere
-from hf_dumper.store.tables import TableStream, read_stream, write_parquet
+from hf_dumper.store.tables import GrowingTable
 from hf_dumper.store.trace import write_trace
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
@@ -88,9 +88,9 @@ class RunWriter:
         self._counts = Counter(dict.fromkeys((STORED, ALIASED, SKIPPED), 0))
         facts = self._facts(complete=False) | {"incomplete": _UNENDED}
         write_json(self._run_folder / layout.RUN_PARTIAL, facts, room=FACTS_ROOM)
-        self._index = self._stream(layout.INDEX)
+        self._index = self._table(layout.INDEX)
         try:
-            self._positions = self._stream(layout.POSITIONS)
+            self._positions = self._table(layout.POSITIONS)
         except BaseException:
             self._index.close()
             raise
@@ -137,14 +137,12 @@ class RunWriter:
         """Complete shards and tables; with `durable`, their bytes and names reach the disk."""
         if self._shards:
             self._shards.finish()
-        self.close()
-        for name, schema in _TABLES.items():
-            table = read_stream(self._folder / f"{name}.partial", schema, trusted=True)
-            write_parquet(self._folder / f"{name}.parquet", table, durable=self._durable)
+        for table in (self._index, self._positions):
+            table.finish(durable=self._durable)
         if self._durable:  # the tables have their names before the streams lose theirs
             sync(self._folder)
-        for name in _TABLES:
-            (self._folder / f"{name}.partial").unlink()
+        for table in (self._index, self._positions):
+            table.remove_stream()
         if self._durable:
             for folder in (self._folder, self._run_folder, *self._run_folder.parents[:2]):
                 sync(folder)
@@ -163,8 +161,8 @@ class RunWriter:
         if self._durable:
             sync(self._run_folder)
 
-    def _stream(self, name: str) -> TableStream:
-        return TableStream(self._folder / f"{name}.partial", _TABLES[name])
+    def _table(self, name: str) -> GrowingTable:
+        return GrowingTable(self._folder, name, _TABLES[name])
 
     def _of(self, batch: Batch) -> ForwardTable:
         number = batch.tick.forward

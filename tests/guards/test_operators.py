@@ -56,12 +56,12 @@ def test_no_operator_is_dispatched_for_the_tensors_of_a_generation(
     assert less == {}
 
 
-def test_a_mask_is_read_once_per_forward(tiny_llama, tmp_path):
-    model = tiny_llama(**HEAVY)
-    more, _ = added(model, tmp_path, lambda: generate(model, 4, attention_mask=LEFT), {})
-    read = {"aten.detach.default": 8, "aten.ne.Scalar": 4, "aten._to_copy.default": 4}
-    in_the_prompt = {"aten._to_copy.default": 1}
-    assert more == Counter(of_callbacks(4, "tensors")) + Counter(read) + Counter(in_the_prompt)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_a_mask_is_copied_without_an_operator(tiny_llama, tmp_path, dtype):
+    model, mask = tiny_llama(**HEAVY), LEFT.to(dtype)
+    more, _ = added(model, tmp_path, lambda: generate(model, 4, attention_mask=mask), {})
+    in_the_prompt = Counter({"aten._to_copy.default": 1})
+    assert more == Counter(of_callbacks(4, "tensors")) + in_the_prompt
 
 
 @pytest.mark.parametrize("mode", ["tensors", "statistics", "both"])
@@ -93,11 +93,11 @@ def test_no_value_is_read_and_no_device_is_waited_for(
     plain = calls(monkeypatch, lambda: generate(model, tokens))
     with register_hook(model, DumpConfig(tmp_path, "all", **MODES[mode])):
         dumped = calls(monkeypatch, lambda: generate(model, tokens))
-    # The ids of the prompt and of the result, for run.json.
-    assert dumped - plain == {"tolist": 2}
+    # The ids of the prompt and of the result, for run.json, and the chosen ids.
+    assert dumped - plain == {"tolist": 2 + tokens}
 
 
-def test_the_end_of_rows_is_read_once_per_token(tiny_llama, tmp_path, monkeypatch):
+def test_the_chosen_ids_are_read_once_per_token(tiny_llama, tmp_path, monkeypatch):
     model = tiny_llama(**HEAVY)
     run = lambda: generate(model, 6, eos_token_id=3, min_new_tokens=6)  # noqa: E731
     run()

@@ -106,7 +106,7 @@ def test_a_disk_that_fails(model, session, path, monkeypatch, code, words, after
     assert readable_forwards(path, len(whole) - 1) == list(range(TOKENS))
 
 
-@pytest.mark.parametrize("name", ["write_parquet", "read_stream", "write_json"])
+@pytest.mark.parametrize("name", ["GrowingTable.finish", "write_trace", "write_json"])
 def test_a_commit_that_fails_says_why_if_it_can(model, session, path, monkeypatch, name):
     def broken(*_args, **_options):
         raise os_error(errno.EIO)

@@ -256,9 +256,9 @@ class DyingSink(BackgroundSink):
 
     alive_for = 2
 
-    def _drain(self, queue):
+    def _drain(self, box):
         for _ in range(self.alive_for):
-            batch = queue.get()
+            batch = box.get()
             self._inner.write(batch)
             self._let_go(batch)
         raise SystemExit
@@ -285,7 +285,7 @@ def test_after_a_thread_that_died_the_next_run_has_one_that_lives():
     produce(sink, arena)
     with pytest.raises(DumpWriteError):
         sink.commit_run(RESULT)
-    sink._drain = lambda queue: BackgroundSink._drain(sink, queue)
+    sink._drain = lambda box: BackgroundSink._drain(sink, box)
     sink.open_run(INFO)
     produce(sink, arena)
     sink.commit_run(RESULT)

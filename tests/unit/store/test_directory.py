@@ -418,7 +418,7 @@ class TestBrokenCommit:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("pyarrow.parquet.write_table", full)
+            patch.setattr("hf_dumper.store.tables.publish", full)
             with pytest.raises(DumpWriteError, match="No space left on device"):
                 write_run(sink)
         write_run(sink)

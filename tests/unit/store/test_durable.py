@@ -117,11 +117,11 @@ def test_without_it_nothing_waits_for_the_disk(tmp_path, calls):
 
 
 def test_a_table_that_cannot_be_written_takes_no_room(tmp_path, monkeypatch):
-    def write(_table, path, **_options):
-        path.write_bytes(b"half of it")
+    def write(fd, view, _offset):
+        os.write(fd, view[:4])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyarrow.parquet.write_table", write)
+    monkeypatch.setattr("hf_dumper.store.files.os.pwrite", write)
     with pytest.raises(OSError, match="No space left"):
         write_parquet(tmp_path / "t.parquet", POSITIONS_SCHEMA.empty_table())
     assert list(tmp_path.iterdir()) == []
