@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.weights import Weight
 from hf_dumper.errors import ConfigError, DumpWriteError, KeyNotFoundError
-from hf_dumper.store.directory import DirectorySink, writing
+from hf_dumper.store.directory import DirectorySink
 from hf_dumper.store.files import write_json
 from hf_dumper.store.layout import MODEL_TREE
 from hf_dumper.store.msit import MsitSink
 from hf_dumper.store.npy import write_npy
 from hf_dumper.store.replay import replay_run
+from hf_dumper.store.run_sink import writing
 from hf_dumper.store.weights import Weights
 
 NATIVE, MSIT, NPY = "native", "msit", "npy"

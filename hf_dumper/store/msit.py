@@ -8,9 +8,9 @@ that is not whole says so, and every reader of an index reads this layout, too.
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,14 +18,15 @@ import pyarrow as pa
 
 from hf_dumper.core.types import FORMAT_VERSION, Batch, Records, RunInfo, RunResult, Tick
 from hf_dumper.core.weights import Weight
-from hf_dumper.errors import CaptureError, DumpWriteError
-from hf_dumper.store.directory import writing
+from hf_dumper.errors import DumpWriteError
+from hf_dumper.store.budget import Budget
 from hf_dumper.store.dtypes import tensor_at, torch_dtype
 from hf_dumper.store.files import write_json
 from hf_dumper.store.layout import MANIFEST, MODEL_TREE, tensor_name
 from hf_dumper.store.manifest import add_note
 from hf_dumper.store.paths import Paths, prefixed
 from hf_dumper.store.pth import write_pth
+from hf_dumper.store.run_sink import RunSink, writing
 from hf_dumper.store.run_writer import RunWriter
 from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.sheets import AnalysisSheet, StatisticsSheets
@@ -43,10 +44,10 @@ FOLDER: Final = re.compile(r"msit_dump_\d{8}_\d{6}(?:_(\d+))?")
 """Name of a run's folder; the number of the run follows the time, unless it is 0."""
 
 
-class MsitSink:
+class MsitSink(RunSink):
     """Writes each run into a folder of its own below `path`, which may hold anything else.
 
-    `run` is the number of the run that was opened last; numbers go on from those that are there.
+    Numbers of runs go on from those that are there.
     """
 
     def __init__(
@@ -68,8 +69,7 @@ class MsitSink:
         Raises:
             DumpWriteError: the folder cannot be written.
         """
-        self.path = Path(path)
-        self.run = -1
+        super().__init__(path)
         self._manifest = dict(manifest)
         self._tree = None if tree is None else _named_as_msit(tree)
         self._tensors = tensors
@@ -80,8 +80,6 @@ class MsitSink:
         self._keepers: dict[str, Callable[[Path], object]] = {}
         self._weights: Sequence[Weight] = ()
         self._folders: list[Path] = []
-        self._writing: _Run | None = None
-        pa.array([0])  # imports pandas on its first call, which is no work for the first forward
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -105,62 +103,36 @@ class MsitSink:
         """Write the weights into the folder of the next run."""
         self._weights = weights
 
-    def open_run(self, run: RunInfo) -> None:
-        """Begin a run under its number, or under the next free one when that is -1.
+    def _create(self, wanted: int) -> tuple[int, Path]:
+        return _claim(self.path, self._time, wanted)
 
-        Raises:
-            DumpWriteError: the number is taken, or the folder cannot be written.
-        """
-        if self._writing:
-            msg = f"Run {self.run} of {self.path} is still open."
-            raise CaptureError(msg)
-        with writing(self.path):
-            number, folder = _claim(self.path, self._time, run.run)
-            self._furnish(folder)
-            self._writing = _Run(
-                folder,
-                self._inside,
-                replace(run, run=number),
-                tensors=self._tensors,
-                statistics=self._statistics,
-                analyze=self._analyze,
-            )
+    def _begin(self, folder: Path, run: RunInfo, budget: Budget) -> "_Run":
+        self._furnish(folder)
+        paths = Paths(".pth")
+        files = PthFiles(folder, self._inside, paths)
+        sheets = list(self._sheets(folder, paths))
+        place = folder / SIDECAR / "rank-0"
+        place.mkdir()
+        writer = RunWriter(
+            place,
+            run,
+            rank=0,
+            shards=files if self._tensors else None,
+            statistics=self._statistics or self._analyze,
+            on_forward=partial(_give, sheets),
+            budget=budget,
+        )
         self._folders.append(folder)
-        self.run = number
+        return _Run(writer, files.begin)
 
-    def write(self, batch: Batch) -> None:
-        """Write a batch of the open run.
-
-        Raises:
-            DumpWriteError: the folder cannot be written.
-        """
-        with writing(self.path):
-            self._open_run().write(batch)
-
-    def commit_run(self, result: RunResult) -> None:
-        """End the run. After an error it stays readable, and marked as not complete.
-
-        Raises:
-            DumpWriteError: the folder cannot be written.
-        """
-        run = self._open_run()
-        try:
-            with writing(self.path):
-                run.commit(result)
-        finally:
-            self._writing = None
-            run.close()
-
-    def close(self) -> None:
-        """End an open run as incomplete; may be called twice."""
-        if self._writing:
-            self.commit_run(RunResult({}, {}, incomplete="closed before the run ended"))
-
-    def _open_run(self) -> "_Run":
-        if self._writing is None:
-            msg = f"No run of {self.path} is open."
-            raise CaptureError(msg)
-        return self._writing
+    def _sheets(self, folder: Path, paths: Paths) -> Iterator[Callable[[pa.RecordBatch], None]]:
+        """Yield what takes the index of each forward that ends."""
+        if self._statistics:
+            yield StatisticsSheets(folder / self._inside, paths).add
+        if self._analyze:
+            analysis = AnalysisSheet(folder)
+            self._held.callback(analysis.close)
+            yield analysis.add
 
     def _furnish(self, folder: Path) -> None:
         """Write what a run's folder holds besides the run.
@@ -182,41 +154,14 @@ class MsitSink:
 
 
 class _Run:
-    """One run being written: files for its tensors, sheets, and the index of a RunWriter."""
+    """One run being written by a RunWriter, of which `begin` is told the forward."""
 
-    def __init__(
-        self,
-        folder: Path,
-        inside: str,
-        info: RunInfo,
-        *,
-        tensors: bool,
-        statistics: bool,
-        analyze: bool,
-    ) -> None:
-        paths = Paths(".pth")
-        self._files = PthFiles(folder, inside, paths)
-        self._paths = paths
-        self._sheets: list[Callable[[pa.RecordBatch], None]] = []
-        self._analysis = AnalysisSheet(folder) if analyze else None
-        if statistics:
-            self._sheets.append(StatisticsSheets(folder / inside, paths).add)
-        if self._analysis:
-            self._sheets.append(self._analysis.add)
-        place = folder / SIDECAR / "rank-0"
-        place.mkdir()
-        self._writer = RunWriter(
-            place,
-            info,
-            rank=0,
-            shards=self._files if tensors else None,
-            statistics=statistics or analyze,
-            on_forward=self._end_forward,
-        )
+    def __init__(self, writer: RunWriter, begin: Callable[[Tick], None]) -> None:
+        self._writer = writer
+        self._begin = begin
 
     def write(self, batch: Batch) -> None:
-        self._paths.begin(batch.tick)
-        self._files.begin(batch.tick)
+        self._begin(batch.tick)
         self._writer.write(batch)
 
     def commit(self, result: RunResult) -> None:
@@ -224,12 +169,6 @@ class _Run:
 
     def close(self) -> None:
         self._writer.close()
-        if self._analysis:
-            self._analysis.close()
-
-    def _end_forward(self, index: pa.RecordBatch) -> None:
-        for add in self._sheets:
-            add(index)
 
 
 class PthFiles:
@@ -250,6 +189,7 @@ class PthFiles:
 
     def begin(self, tick: Tick) -> None:
         """Take tensors of this forward from now on."""
+        self._paths.begin(tick)
         if tick.forward != self._forward:
             self._forward = tick.forward
             self._written.clear()
@@ -291,6 +231,11 @@ class PthFiles:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
         return path
+
+
+def _give(takers: Sequence[Callable[[pa.RecordBatch], None]], index: pa.RecordBatch) -> None:
+    for take in takers:
+        take(index)
 
 
 def _claim(path: Path, time: str, wanted: int) -> tuple[int, Path]:
