@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from hf_dumper.core.protocols import DumpReader
-from hf_dumper.core.types import ROOT, SKIPPED, Phase, TensorKey, Tick
+from hf_dumper.core.types import ROOT, SKIPPED, Phase, Tick
 from hf_dumper.core.weights import Weight
 from hf_dumper.store.files import temporary, write_json
 from hf_dumper.store.layout import INDEX_SCHEMA, MANIFEST, RUN
 from hf_dumper.store.paths import Paths, escaped
+from hf_dumper.store.replay import load_row
 
 INDEX: Final = "index.csv"
 
@@ -82,10 +83,9 @@ def _run(reader: DumpReader, run: int, out: Path) -> Iterator[dict[str, Any]]:
     for row in reader.index(run).to_pylist():
         place: dict[str, Any] = {}
         if row["status"] != SKIPPED and row["shard"] is not None:
-            key = TensorKey(*(row[name] for name in TensorKey._fields))
             paths.begin(Tick(run, row["forward"], Phase(row["phase"]), row["token"]))
             file = f"{folder}/{paths.file(row['module'], row['slot'], row['op'], row['call'])}"
-            place = {"file": file, "stored_as": _save(out / file, reader.load_key(key))}
+            place = {"file": file, "stored_as": _save(out / file, load_row(reader, row))}
         yield row | place
 
 

@@ -175,6 +175,23 @@ def test_what_breaks_off_is_marked(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["native", "msit", "npy"])
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("*/0/root.model.norm/output.pth", "'model.norm' 'output' do not have the hash"),
+        ("*/weights/root.model.norm.weight.pth", "weight 'model.norm.weight' do not have the hash"),
+    ],
+)
+def test_bytes_that_changed_are_not_passed_on(tiny_llama, tmp_path, to, file, reason):
+    source = dump(tiny_llama(), tmp_path / "a", "msit", dump_weight=True)
+    victim = next(source.glob(f"msit_dump_*/torch_tensors/{file}"))
+    changed = torch.load(victim, weights_only=True)
+    torch.save(changed + 1, victim)
+    with pytest.raises(DumpFormatError, match=reason):
+        converted(source, tmp_path / "b", to)
+
+
+@pytest.mark.parametrize("to", ["native", "msit", "npy"])
 def test_a_folder_that_holds_something_is_left_alone(tiny_llama, tmp_path, to):
     source = dump(tiny_llama(), tmp_path / "a")
     (tmp_path / "b").mkdir()
