@@ -113,11 +113,6 @@ class DumpConfig:
                 raise ConfigError(msg)
         _check_choice("on_error", self.on_error, (WARN, RAISE))
         _check_bound(self.max_bytes)
-        if self.layout == MSIT and (self.max_bytes is not None or self.durable):
-            msg = (
-                "max_bytes and durable need layout='native': msit's has neither a bound nor fsync."
-            )
-            raise ConfigError(msg)
         _check_int("device_id", self.device_id)
         _check_int("seed", self.seed)
         _check_names(self.layer_name)

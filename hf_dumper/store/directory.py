@@ -102,7 +102,7 @@ class DirectorySink(RunSink):
         shards = ShardSet(place, run.expected_records, self._shard_bytes, **terms)
         analysis = None
         if self._analyze:
-            analysis = AnalysisSheet(folder, f"{place.name}/")
+            analysis = AnalysisSheet(folder, f"{place.name}/", budget)
             self._held.callback(analysis.close)
         return RunWriter(
             place,

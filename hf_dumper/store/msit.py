@@ -16,16 +16,26 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from hf_dumper.core.types import FORMAT_VERSION, Batch, Records, RunInfo, RunResult, Tick
+from hf_dumper.core.arena import Span
+from hf_dumper.core.types import (
+    FORMAT_VERSION,
+    Batch,
+    Description,
+    Records,
+    RunInfo,
+    RunResult,
+    Tick,
+)
 from hf_dumper.core.weights import Weight
 from hf_dumper.errors import DumpWriteError
-from hf_dumper.store.budget import Budget
+from hf_dumper.store.budget import Budget, bytes_in
 from hf_dumper.store.dtypes import tensor_at, torch_dtype
+from hf_dumper.store.durable import sync_all
 from hf_dumper.store.files import write_json
 from hf_dumper.store.layout import MANIFEST, MODEL_TREE, tensor_name
 from hf_dumper.store.manifest import add_note
 from hf_dumper.store.paths import Paths, prefixed
-from hf_dumper.store.pth import write_pth
+from hf_dumper.store.pth import ROOM, write_pth
 from hf_dumper.store.run_sink import RunSink, writing
 from hf_dumper.store.run_writer import RunWriter
 from hf_dumper.store.shards import Places, nowhere
@@ -60,16 +70,19 @@ class MsitSink(RunSink):
         statistics: bool = False,
         analyze: bool = False,
         device: str = "cpu",
+        max_bytes: int | None = None,
+        durable: bool = False,
     ) -> None:
         """Create the folder at `path`, but none of a run.
 
         The arguments are those of a DirectorySink. Nothing is ever overwritten. `device` is where
-        the model is, such as "cuda0".
+        the model is, such as "cuda0". What other programs keep at `path` does not count as bytes
+        of the dump.
 
         Raises:
             DumpWriteError: the folder cannot be written.
         """
-        super().__init__(path)
+        super().__init__(path, max_bytes=max_bytes, durable=durable)
         self._manifest = dict(manifest)
         self._tree = None if tree is None else _named_as_msit(tree)
         self._tensors = tensors
@@ -107,10 +120,13 @@ class MsitSink(RunSink):
         return _claim(self.path, self._time, wanted)
 
     def _begin(self, folder: Path, run: RunInfo, budget: Budget) -> "_Run":
+        weights = sum(weight.nbytes for weight in self._weights)
+        budget.claim(weights)  # before they are written, as they may be large
         self._furnish(folder)
+        budget.claim(bytes_in(folder) - weights)
         paths = Paths(".pth")
-        files = PthFiles(folder, self._inside, paths)
-        sheets = list(self._sheets(folder, paths))
+        files = PthFiles(folder, self._inside, paths, budget)
+        sheets = list(self._sheets(folder, paths, budget))
         place = folder / SIDECAR / "rank-0"
         place.mkdir()
         writer = RunWriter(
@@ -121,16 +137,23 @@ class MsitSink(RunSink):
             statistics=self._statistics or self._analyze,
             on_forward=partial(_give, sheets),
             budget=budget,
+            durable=self._durable,
         )
         self._folders.append(folder)
-        return _Run(writer, files.begin)
+        self._weights = ()
+        return _Run(writer, files.begin, folder if self._durable else None)
 
-    def _sheets(self, folder: Path, paths: Paths) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    def _bytes_before(self) -> int:
+        return sum(map(bytes_in, _run_folders(self.path)))
+
+    def _sheets(
+        self, folder: Path, paths: Paths, budget: Budget
+    ) -> Iterator[Callable[[pa.RecordBatch], None]]:
         """Yield what takes the index of each forward that ends."""
         if self._statistics:
-            yield StatisticsSheets(folder / self._inside, paths).add
+            yield StatisticsSheets(folder / self._inside, paths, budget).add
         if self._analyze:
-            analysis = AnalysisSheet(folder)
+            analysis = AnalysisSheet(folder, budget=budget)
             self._held.callback(analysis.close)
             yield analysis.add
 
@@ -150,21 +173,28 @@ class MsitSink(RunSink):
             write_json(inside / MODEL_TREE, self._tree)
         if self._weights:
             write_weight_files(folder, f"{self._inside}/weights", sidecar, self._weights)
-            self._weights = ()
 
 
 class _Run:
-    """One run being written by a RunWriter, of which `begin` is told the forward."""
+    """One run being written by a RunWriter, after `begin` was told of which forward.
 
-    def __init__(self, writer: RunWriter, begin: Callable[[Tick], None]) -> None:
+    All that is in the folder `durable` is on the disk before the run is committed.
+    """
+
+    def __init__(
+        self, writer: RunWriter, begin: Callable[[Tick], None], durable: Path | None
+    ) -> None:
         self._writer = writer
         self._begin = begin
+        self._durable = durable
 
     def write(self, batch: Batch) -> None:
         self._begin(batch.tick)
         self._writer.write(batch)
 
     def commit(self, result: RunResult) -> None:
+        if self._durable:
+            sync_all(self._durable)
         self._writer.commit(result)
 
     def close(self) -> None:
@@ -177,9 +207,10 @@ class PthFiles:
     Aliases are written out, as their owner's file once more.
     """
 
-    def __init__(self, top: Path, inside: str, paths: Paths) -> None:
-        """Write to where `paths` says, below the folder `inside` of `top`."""
+    def __init__(self, top: Path, inside: str, paths: Paths, budget: Budget) -> None:
+        """Write to where `paths` says, below the folder `inside` of `top`, within the budget."""
         self.bytes = 0
+        self._budget = budget
         self._top = top
         self._inside = inside
         self._paths = paths
@@ -200,24 +231,35 @@ class PthFiles:
         places = nowhere(len(records))
         for i, (what, call, _, _, span, alias_of) in enumerate(records):
             name = None
-            if span is not None or (alias_of is not None and self._written[alias_of] is not None):
+            owner = None if alias_of is None else self._written[alias_of]
+            if span is not None or owner is not None:
                 file = self._paths.file(what.module, what.slot, what.op, call)
                 name = f"{self._inside}/{file}"
                 path = self._prepared(name)
-                if span is None:
-                    shutil.copyfile(self._top / str(self._written[alias_of or 0]), path)
+                if span is not None:
+                    self._write(path, what, span)
                 else:
-                    dtype = torch_dtype(what.dtype)
-                    if dtype is None:
-                        msg = f"{path}: torch knows no type {what.dtype!r}."
-                        raise DumpWriteError(msg)
-                    tensor = tensor_at(span.chunk.memory, span.offset, dtype, what.shape)
-                    write_pth(path, tensor)
-                    self.bytes += what.nbytes
+                    self._copy(self._top / str(owner), path)
                 places.shard[i], places.offset[i] = name, 0
                 places.tensor[i] = tensor_name(forward, what.module, what.slot, call, what.op)
             self._written.append(name)
         return places
+
+    def _write(self, path: Path, what: Description, span: Span) -> None:
+        dtype = torch_dtype(what.dtype)
+        if dtype is None:
+            msg = f"{path}: torch knows no type {what.dtype!r}."
+            raise DumpWriteError(msg)
+        most = what.nbytes + ROOM
+        self._budget.claim(most)
+        tensor = tensor_at(span.chunk.memory, span.offset, dtype, what.shape)
+        self._budget.claim(write_pth(path, tensor) - most)
+        self.bytes += what.nbytes
+
+    def _copy(self, owner: Path, path: Path) -> None:
+        if self._budget.is_bounded:
+            self._budget.claim(owner.stat().st_size)
+        shutil.copyfile(owner, path)
 
     def finish(self) -> None:
         """Do nothing: every file is whole already."""
@@ -240,7 +282,7 @@ def _give(takers: Sequence[Callable[[pa.RecordBatch], None]], index: pa.RecordBa
 
 def _claim(path: Path, time: str, wanted: int) -> tuple[int, Path]:
     """Create the folder of a run; return its number and itself."""
-    taken = [int(m[1] or 0) for child in path.iterdir() if (m := FOLDER.fullmatch(child.name))]
+    taken = _run_folders(path).values()
     if wanted in taken:
         msg = f"Run {wanted} exists in {path} already; run=-1 takes the next free number."
         raise DumpWriteError(msg)
@@ -253,6 +295,12 @@ def _claim(path: Path, time: str, wanted: int) -> tuple[int, Path]:
             number += 1  # another process was quicker
         else:
             return number, folder
+
+
+def _run_folders(path: Path) -> dict[Path, int]:
+    """Return the folders of runs below a path, with their numbers."""
+    matches = ((child, FOLDER.fullmatch(child.name)) for child in path.iterdir())
+    return {child: int(match[1] or 0) for child, match in matches if match}
 
 
 def _named_as_msit(tree: Mapping[str, Any]) -> dict[str, Any]:

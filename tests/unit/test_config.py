@@ -75,8 +75,6 @@ REFUSED = [
     ({"max_bytes": 0}, "max_bytes must be a number of bytes above 0"),
     ({"max_bytes": True}, "max_bytes must be a number of bytes above 0"),
     ({"max_bytes": "2GB"}, "max_bytes must be a number of bytes above 0"),
-    ({"layout": "msit", "durable": True}, "max_bytes and durable need layout='native'"),
-    ({"layout": "msit", "max_bytes": 9}, "max_bytes and durable need layout='native'"),
     ({"on_error": "ignore"}, "on_error must be one of .warn., .raise."),
     ({"on_error": None}, "on_error must be one of"),
     ({"durable": 1}, "durable must be True or False"),
