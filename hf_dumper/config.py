@@ -95,8 +95,8 @@ class DumpConfig:
         """Check every field, so that a mistake shows where it is made."""
         if self.dump_path is not None:
             object.__setattr__(self, "dump_path", Path(_path(self.dump_path)))
-        for name in ("module_list", "api_list"):
-            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+        for name, can_be in (("module_list", _is_class), ("api_list", callable)):
+            object.__setattr__(self, name, _listed(name, getattr(self, name), can_be))
         parse_tokens(self.token_range)
         if self.token_range is not None and not isinstance(self.token_range, str):
             object.__setattr__(self, "token_range", tuple(self.token_range))
@@ -166,13 +166,22 @@ def _name(value: object) -> str:
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
 
 
-def _listed(name: str, value: object) -> tuple[Any, ...]:
+def _first_line(value: object) -> str:
+    return repr(value).partition("\n")[0]
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, type)
+
+
+def _listed(name: str, value: object, can_be: Callable[[object], bool]) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         msg = f"{name} must be a list, not {value!r}."
         raise ConfigError(msg)
     for item in value:
-        if not isinstance(item, str) and not callable(item):
-            msg = f"{name} holds {item!r}, which is neither a name nor a class or function."
+        if not isinstance(item, str) and not can_be(item):
+            kind = "class" if can_be is _is_class else "function"
+            msg = f"{name} holds {_first_line(item)}, which is neither a name nor a {kind}."
             raise ConfigError(msg)
     return tuple(value)
 
