@@ -17,7 +17,7 @@ from hf_dumper.store.files import write_json
 from hf_dumper.store.layout import MODEL_TREE
 from hf_dumper.store.msit import MsitSink
 from hf_dumper.store.npy import write_npy
-from hf_dumper.store.replay import replay_run
+from hf_dumper.store.replay import check_replayable, replay_run
 from hf_dumper.store.run_sink import writing
 from hf_dumper.store.weights import Weights
 
@@ -42,7 +42,8 @@ def convert(
 
     Raises:
         ConfigError: there is no such layout.
-        DumpFormatError: the dump is damaged, or several processes wrote a run of it.
+        DumpFormatError: the dump is damaged, or several processes wrote a run of it and `to` is not
+            NPY.
         DumpWriteError: `out` is not empty, or cannot be written.
     """
     if to not in TARGETS:
@@ -59,6 +60,8 @@ def convert(
             if tree is not None:
                 write_json(out / MODEL_TREE, tree)
             return
+        for run in reader.runs():
+            check_replayable(reader, run)
         sink = _sink(reader, out, to)
         try:
             _furnish(reader, sink, weights)

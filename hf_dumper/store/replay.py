@@ -53,10 +53,8 @@ def replay_run(
         DumpFormatError: several processes wrote the run, or a file of it is damaged.
         DumpWriteError: the sink cannot write.
     """
+    check_replayable(reader, run)
     info, index = reader.run_info(run), reader.index(run)
-    if pc.unique(index.column("rank")).to_pylist() not in ([], [0]):
-        msg = f"Run {run} of {reader.path} was written by several processes; it stays as it is."
-        raise DumpFormatError(msg)
     sink.open_run(
         RunInfo(
             run,
@@ -73,6 +71,21 @@ def replay_run(
             arena.release(chunk)
         on_progress(batch.count)
     sink.commit_run(_result(info, _trace(reader, run)))
+
+
+def check_replayable(reader: DumpReader, run: int) -> None:
+    """Make sure that one process wrote a run.
+
+    Raises:
+        DumpFormatError: several did.
+    """
+    ranks = pc.unique(reader.index(run).column("rank")).to_pylist()
+    if ranks not in ([], [0]):
+        msg = (
+            f"Run {run} of {reader.path} was written by {len(ranks)} processes (ranks "
+            f"{', '.join(map(str, sorted(ranks)))}); only to npy can such a dump be converted."
+        )
+        raise DumpFormatError(msg)
 
 
 def _trace(reader: DumpReader, run: int) -> list[Row]:
