@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -214,15 +215,12 @@ class PthFiles:
         self._top = top
         self._inside = inside
         self._paths = paths
-        self._forward = -1
         self._written: list[str | None] = []
         self._folders: set[Path] = set()
 
     def begin(self, tick: Tick) -> None:
         """Take tensors of this forward from now on."""
-        self._paths.begin(tick)
-        if tick.forward != self._forward:
-            self._forward = tick.forward
+        if self._paths.begin(tick):
             self._written.clear()
             self._folders.clear()
 
@@ -282,18 +280,15 @@ def _give(takers: Sequence[Callable[[pa.RecordBatch], None]], index: pa.RecordBa
 
 def _claim(path: Path, time: str, wanted: int) -> tuple[int, Path]:
     """Create the folder of a run; return its number and itself."""
-    taken = _run_folders(path).values()
-    if wanted in taken:
-        msg = f"Run {wanted} exists in {path} already; run=-1 takes the next free number."
-        raise DumpWriteError(msg)
-    number = wanted if wanted >= 0 else max(taken, default=-1) + 1
     while True:
+        taken = _run_folders(path).values()
+        number = wanted if wanted >= 0 else max(taken, default=-1) + 1
         folder = path / (f"msit_dump_{time}_{number}" if number else f"msit_dump_{time}")
-        try:
+        if number in taken:
+            msg = f"Run {wanted} exists in {path} already; run=-1 takes the next free number."
+            raise DumpWriteError(msg)
+        with suppress(FileExistsError):  # another process was quicker
             folder.mkdir()
-        except FileExistsError:
-            number += 1  # another process was quicker
-        else:
             return number, folder
 
 

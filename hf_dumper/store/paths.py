@@ -6,6 +6,7 @@ second call in a forward, `@1` the token's second forward (a prompt fed in chunk
 file a second slot that comes out as the same name.
 """
 
+from collections import Counter
 from typing import Final
 from urllib.parse import quote
 
@@ -49,19 +50,20 @@ class Paths:
     def __init__(self, suffix: str) -> None:
         """Give every file that suffix."""
         self._suffix = suffix
-        self._forwards: dict[int, list[int]] = {}
+        self._forwards: Counter[int] = Counter()  # of each token
         self._token = self._nth = 0
         self._forward = -1
         self._taken: set[str] = set()
 
-    def begin(self, tick: Tick) -> None:
-        """Name the tensors of this forward from now on; may be called again for the same one."""
+    def begin(self, tick: Tick) -> bool:
+        """Name the tensors of this forward from now on; return whether it is another one."""
         if tick.forward == self._forward:
-            return
-        seen = self._forwards.setdefault(tick.token, [])
-        seen.append(tick.forward)
-        self._forward, self._token, self._nth = tick.forward, tick.token, len(seen) - 1
+            return False
+        self._forward, self._token = tick.forward, tick.token
+        self._nth = self._forwards[tick.token]
+        self._forwards[tick.token] += 1
         self._taken.clear()
+        return True
 
     def folder(self, module: str, op: str, call: int) -> str:
         """Return the folder of a module's call, or of a function inside it, in this forward."""

@@ -152,6 +152,20 @@ def test_a_number_that_is_taken_is_refused(tmp_path):
         sink.open_run(RunInfo(0, "generate"))
 
 
+def test_a_number_that_another_process_takes_meanwhile_is_refused(tmp_path, monkeypatch):
+    sink = MsitSink(tmp_path, MANIFEST)
+    real = Path.mkdir
+
+    def late(self, *args, **kwargs):
+        monkeypatch.undo()
+        real(self, *args, **kwargs)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with pytest.raises(DumpWriteError, match="Run 3 exists"):
+        sink.open_run(RunInfo(3, "generate"))
+
+
 def test_a_renamed_folder_keeps_its_number(tmp_path):
     sink = MsitSink(tmp_path, MANIFEST)
     for number in range(2):
