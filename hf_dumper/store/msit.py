@@ -7,7 +7,6 @@ that is not whole says so, and every reader of an index reads this layout, too.
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -17,29 +16,17 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from hf_dumper.core.arena import Span
-from hf_dumper.core.types import (
-    FORMAT_VERSION,
-    Batch,
-    Description,
-    Records,
-    RunInfo,
-    RunResult,
-    Tick,
-)
+from hf_dumper.core.types import FORMAT_VERSION, Batch, RunInfo, RunResult, Tick
 from hf_dumper.core.weights import Weight
 from hf_dumper.errors import DumpWriteError
 from hf_dumper.store.budget import Budget, bytes_in
-from hf_dumper.store.dtypes import tensor_at, torch_dtype
-from hf_dumper.store.durable import sync_all
 from hf_dumper.store.files import write_json
-from hf_dumper.store.layout import MANIFEST, MODEL_TREE, tensor_name
+from hf_dumper.store.layout import MANIFEST, MODEL_TREE
 from hf_dumper.store.manifest import add_note
 from hf_dumper.store.paths import Paths, prefixed
-from hf_dumper.store.pth import ROOM, write_pth
+from hf_dumper.store.pth_files import PthFiles
 from hf_dumper.store.run_sink import RunSink, writing
 from hf_dumper.store.run_writer import RunWriter
-from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.sheets import AnalysisSheet, StatisticsSheets
 from hf_dumper.store.weights import write_weight_files
 
@@ -126,7 +113,9 @@ class MsitSink(RunSink):
         self._furnish(folder)
         budget.claim(bytes_in(folder) - weights)
         paths = Paths(".pth")
-        files = PthFiles(folder, self._inside, paths, budget)
+        files = PthFiles(
+            folder, self._inside, paths, budget, tensors=self._tensors, durable=self._durable
+        )
         sheets = list(self._sheets(folder, paths, budget))
         place = folder / SIDECAR / "rank-0"
         place.mkdir()
@@ -134,7 +123,7 @@ class MsitSink(RunSink):
             place,
             run,
             rank=0,
-            shards=files if self._tensors else None,
+            shards=files,
             statistics=self._statistics or self._analyze,
             on_forward=partial(_give, sheets),
             budget=budget,
@@ -142,7 +131,7 @@ class MsitSink(RunSink):
         )
         self._folders.append(folder)
         self._weights = ()
-        return _Run(writer, files.begin, folder if self._durable else None)
+        return _Run(writer, files.begin)
 
     def _bytes_before(self) -> int:
         return sum(map(bytes_in, _run_folders(self.path)))
@@ -177,100 +166,21 @@ class MsitSink(RunSink):
 
 
 class _Run:
-    """One run being written by a RunWriter, after `begin` was told of which forward.
+    """One run being written by a RunWriter, after `begin` was told of which forward."""
 
-    All that is in the folder `durable` is on the disk before the run is committed.
-    """
-
-    def __init__(
-        self, writer: RunWriter, begin: Callable[[Tick], None], durable: Path | None
-    ) -> None:
+    def __init__(self, writer: RunWriter, begin: Callable[[Tick], None]) -> None:
         self._writer = writer
         self._begin = begin
-        self._durable = durable
 
     def write(self, batch: Batch) -> None:
         self._begin(batch.tick)
         self._writer.write(batch)
 
     def commit(self, result: RunResult) -> None:
-        if self._durable:
-            sync_all(self._durable)
         self._writer.commit(result)
 
     def close(self) -> None:
         self._writer.close()
-
-
-class PthFiles:
-    """The tensors of one run, a file each: what a RunWriter asks of shards.
-
-    Aliases are written out, as their owner's file once more.
-    """
-
-    def __init__(self, top: Path, inside: str, paths: Paths, budget: Budget) -> None:
-        """Write to where `paths` says, below the folder `inside` of `top`, within the budget."""
-        self.bytes = 0
-        self._budget = budget
-        self._top = top
-        self._inside = inside
-        self._paths = paths
-        self._written: list[str | None] = []
-        self._folders: set[Path] = set()
-
-    def begin(self, tick: Tick) -> None:
-        """Take tensors of this forward from now on."""
-        if self._paths.begin(tick):
-            self._written.clear()
-            self._folders.clear()
-
-    def store(self, forward: int, records: Records) -> Places:
-        """Write the tensors of records; return where they are."""
-        places = nowhere(len(records))
-        for i, (what, call, _, _, span, alias_of) in enumerate(records):
-            name = None
-            owner = None if alias_of is None else self._written[alias_of]
-            if span is not None or owner is not None:
-                file = self._paths.file(what.module, what.slot, what.op, call)
-                name = f"{self._inside}/{file}"
-                path = self._prepared(name)
-                if span is not None:
-                    self._write(path, what, span)
-                else:
-                    self._copy(self._top / str(owner), path)
-                places.shard[i], places.offset[i] = name, 0
-                places.tensor[i] = tensor_name(forward, what.module, what.slot, call, what.op)
-            self._written.append(name)
-        return places
-
-    def _write(self, path: Path, what: Description, span: Span) -> None:
-        dtype = torch_dtype(what.dtype)
-        if dtype is None:
-            msg = f"{path}: torch knows no type {what.dtype!r}."
-            raise DumpWriteError(msg)
-        most = what.nbytes + ROOM
-        self._budget.claim(most)
-        tensor = tensor_at(span.chunk.memory, span.offset, dtype, what.shape)
-        self._budget.claim(write_pth(path, tensor) - most)
-        self.bytes += what.nbytes
-
-    def _copy(self, owner: Path, path: Path) -> None:
-        if self._budget.is_bounded:
-            self._budget.claim(owner.stat().st_size)
-        shutil.copyfile(owner, path)
-
-    def finish(self) -> None:
-        """Do nothing: every file is whole already."""
-
-    def close(self) -> None:
-        """Do nothing: no file is open."""
-
-    def _prepared(self, name: str) -> Path:
-        path = self._top / name
-        if path.parent not in self._folders:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._folders.add(path.parent)
-        return path
 
 
 def _give(takers: Sequence[Callable[[pa.RecordBatch], None]], index: pa.RecordBatch) -> None:
