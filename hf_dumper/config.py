@@ -21,6 +21,7 @@ _LATER = (
 
 INPUTS, OUTPUTS, BOTH_PARTS = 0, 1, 2
 TENSORS, STATISTICS, BOTH = 0, 1, 2
+MODES = "module", "api"
 LAYOUTS = NATIVE, MSIT = "native", "msit"
 WARN, RAISE = "warn", "raise"
 
@@ -97,6 +98,7 @@ class DumpConfig:
             object.__setattr__(self, "dump_path", Path(_path(self.dump_path)))
         for name, can_be in (("module_list", _is_class), ("api_list", callable)):
             object.__setattr__(self, name, _listed(name, getattr(self, name), can_be))
+        object.__setattr__(self, "mode", _mode(self.mode))
         parse_tokens(self.token_range)
         if self.token_range is not None and not isinstance(self.token_range, str):
             object.__setattr__(self, "token_range", tuple(self.token_range))
@@ -164,6 +166,15 @@ def _path(value: object) -> str:
 
 def _name(value: object) -> str:
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
+
+
+def _mode(value: Any) -> str | tuple[str, ...]:
+    """Return a single mode as its name, also when it is given in a list."""
+    modes = [value] if isinstance(value, str) else value
+    if not isinstance(modes, Sequence) or not modes or any(m not in MODES for m in modes):
+        msg = f"mode must be 'module', 'api', or a list of both, not {value!r}."
+        raise ConfigError(msg)
+    return modes[0] if len(set(modes)) == 1 else tuple(modes)
 
 
 def _first_line(value: object) -> str:

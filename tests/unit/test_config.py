@@ -54,6 +54,10 @@ REFUSED = [
     ({"module_list": [nn.Linear(2, 2)]}, r"holds Linear\(.* which is neither a name nor a class"),
     ({"api_list": [3]}, "neither a name nor a function"),
     ({"api_list": "softmax"}, "api_list must be a list"),
+    ({"mode": "modul"}, "mode must be 'module', 'api', or a list of both, not 'modul'"),
+    ({"mode": []}, "mode must be"),
+    ({"mode": ["module", "x"]}, "mode must be"),
+    ({"mode": None}, "mode must be"),
     ({"layer_name": ""}, "layer_name must be"),
     ({"layer_name": []}, "layer_name must be"),
     ({"layer_name": [""]}, "layer_name must be"),
@@ -152,3 +156,8 @@ def test_the_caller_keeps_the_list_it_gave():
     config = DumpConfig(module_list=given)
     given.append("Conv1d")
     assert config.module_list == ("Linear",)
+
+
+def test_a_mode_may_come_in_a_list_as_msit_has_it():
+    assert DumpConfig(mode=["module"]) == DumpConfig()
+    assert DumpConfig(mode=["module"]).to_dict() == DumpConfig().to_dict()
