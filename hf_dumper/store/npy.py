@@ -18,7 +18,7 @@ from hf_dumper.core.weights import Weight
 from hf_dumper.errors import KeyNotFoundError
 from hf_dumper.store.files import temporary, write_json
 from hf_dumper.store.layout import INDEX_SCHEMA, MANIFEST, RUN
-from hf_dumper.store.paths import Paths, escaped
+from hf_dumper.store.paths import Paths, distinct, escaped
 from hf_dumper.store.reader import NativeReader
 from hf_dumper.store.replay import load_row
 
@@ -64,8 +64,9 @@ def write_npy(
             for row in _run(reader, run, out):
                 table.writerow(_plain(row))
                 on_progress(1)
+        taken: set[str] = set()
         for weight in weights:
-            table.writerow(_plain(_weight(weight, out)))
+            table.writerow(_plain(_weight(weight, out, taken)))
     unfinished.replace(index)
 
 
@@ -111,7 +112,7 @@ def _write_table(table: pa.Table, path: Path) -> None:
         writer.writerows(map(_cell, row.values()) for row in table.to_pylist())
 
 
-def _weight(weight: Weight, out: Path) -> dict[str, Any]:
+def _weight(weight: Weight, out: Path, taken: set[str]) -> dict[str, Any]:
     """Write a weight, if it has values; return its row: further names are in `param`."""
     first, *others = weight.names
     module, _, name = first.rpartition(".")
@@ -127,7 +128,7 @@ def _weight(weight: Weight, out: Path) -> dict[str, Any]:
     }
     if weight.reason:
         return row
-    file = f"weights/{escaped(f'root.{first}')}.npy"
+    file = distinct(f"weights/{escaped(f'root.{first}')}", ".npy", taken)
     return row | {"file": file, "stored_as": _save(out / file, weight.load())}
 
 

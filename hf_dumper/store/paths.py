@@ -44,6 +44,19 @@ def place(module: str, slot: str) -> tuple[str, str]:
     return _ELSEWHERE.get((module, slot), (module, slot))
 
 
+def distinct(stem: str, suffix: str, taken: set[str]) -> str:
+    """Return the name of a file that is not taken, and take it.
+
+    Names that differ in case only are one name to some file systems.
+    """
+    path, n = f"{stem}{suffix}", 0
+    while path.casefold() in taken:
+        n += 1
+        path = f"{stem}+{n}{suffix}"
+    taken.add(path.casefold())
+    return path
+
+
 class Paths:
     """Names the files of one run, forward by forward; a name is given once."""
 
@@ -76,9 +89,4 @@ class Paths:
         """Return the file of a tensor of this forward; no other call returns the same."""
         module, slot = place(module, slot)
         stem = f"{self.folder(module, op, call)}/{escaped(slot.replace('.', '_'))}"
-        path, n = f"{stem}{self._suffix}", 0
-        while path.casefold() in self._taken:  # some file systems do not tell A from a
-            n += 1
-            path = f"{stem}+{n}{self._suffix}"
-        self._taken.add(path.casefold())
-        return path
+        return distinct(stem, self._suffix, self._taken)

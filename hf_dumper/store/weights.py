@@ -28,7 +28,7 @@ from hf_dumper.store.dtypes import bytes_of, stored_as, torch_dtype
 from hf_dumper.store.files import read_json, temporary, write_json
 from hf_dumper.store.lookup import Row
 from hf_dumper.store.mapping import ShardMaps
-from hf_dumper.store.paths import escaped
+from hf_dumper.store.paths import distinct, escaped
 from hf_dumper.store.pth import write_pth
 from hf_dumper.store.shards import SHARD_BYTES
 
@@ -83,8 +83,10 @@ def write_weight_files(
     """
     (top / inside).mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
+    taken: set[str] = set()
     for weight in _stored(weights):
-        first, *others = (f"{inside}/{escaped(f'root.{name}')}.pth" for name in weight.names)
+        stems = (f"{inside}/{escaped(f'root.{name}')}" for name in weight.names)
+        first, *others = [distinct(stem, ".pth", taken) for stem in stems]
         digest = _write_file(top / first, weight)
         for other in others:
             _link(top / first, top / other)

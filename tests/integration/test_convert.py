@@ -263,6 +263,21 @@ def test_numpy_reads_every_tensor(tiny_llama, tmp_path, layout, dtype):
             assert torch.equal(stored.view(want.dtype), want)
 
 
+@pytest.mark.parametrize(("layout", "suffix"), [("msit", "pth"), ("npy", "npy")])
+def test_weights_whose_names_differ_in_case_only_have_files_that_do_not(tmp_path, layout, suffix):
+    model = torch.nn.Linear(2, 2)
+    model.register_parameter("Weight", torch.nn.Parameter(torch.zeros(2, 2)))
+    with register_hook(model, DumpConfig(tmp_path / "a", dump_weight=True)):
+        model(torch.ones(1, 2))
+    out = converted(tmp_path / "a", tmp_path / "b", layout)
+    names = sorted(path.name for path in out.rglob(f"weights/*.{suffix}"))
+    assert len({name.casefold() for name in names}) == len(names) == 3
+    if layout == "msit":
+        with open_dump(out) as reader:
+            assert reader.weights()["Weight"].tolist() == [[0, 0], [0, 0]]
+            assert torch.equal(reader.weights()["weight"], model.weight)
+
+
 def test_bfloat16_is_stored_as_its_bits(tiny_llama, tmp_path):
     source = dump(tiny_llama().bfloat16(), tmp_path / "a")
     rows = csv.DictReader(
