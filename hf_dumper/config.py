@@ -21,6 +21,7 @@ _LATER = (
 
 INPUTS, OUTPUTS, BOTH_PARTS = 0, 1, 2
 TENSORS, STATISTICS, BOTH = 0, 1, 2
+MODES = "module", "api"
 LAYOUTS = NATIVE, MSIT = "native", "msit"
 WARN, RAISE = "warn", "raise"
 
@@ -95,8 +96,9 @@ class DumpConfig:
         """Check every field, so that a mistake shows where it is made."""
         if self.dump_path is not None:
             object.__setattr__(self, "dump_path", Path(_path(self.dump_path)))
-        for name in ("module_list", "api_list"):
-            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+        for name, can_be in (("module_list", _is_class), ("api_list", callable)):
+            object.__setattr__(self, name, _listed(name, getattr(self, name), can_be))
+        object.__setattr__(self, "mode", _mode(self.mode))
         parse_tokens(self.token_range)
         if self.token_range is not None and not isinstance(self.token_range, str):
             object.__setattr__(self, "token_range", tuple(self.token_range))
@@ -113,11 +115,6 @@ class DumpConfig:
                 raise ConfigError(msg)
         _check_choice("on_error", self.on_error, (WARN, RAISE))
         _check_bound(self.max_bytes)
-        if self.layout == MSIT and (self.max_bytes is not None or self.durable):
-            msg = (
-                "max_bytes and durable need layout='native': msit's has neither a bound nor fsync."
-            )
-            raise ConfigError(msg)
         _check_int("device_id", self.device_id)
         _check_int("seed", self.seed)
         _check_names(self.layer_name)
@@ -171,13 +168,31 @@ def _name(value: object) -> str:
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
 
 
-def _listed(name: str, value: object) -> tuple[Any, ...]:
+def _mode(value: Any) -> str | tuple[str, ...]:
+    """Return a single mode as its name, also when it is given in a list."""
+    modes = [value] if isinstance(value, str) else value
+    if not isinstance(modes, Sequence) or not modes or any(m not in MODES for m in modes):
+        msg = f"mode must be 'module', 'api', or a list of both, not {value!r}."
+        raise ConfigError(msg)
+    return modes[0] if len(set(modes)) == 1 else tuple(modes)
+
+
+def _first_line(value: object) -> str:
+    return repr(value).partition("\n")[0]
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, type)
+
+
+def _listed(name: str, value: object, can_be: Callable[[object], bool]) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         msg = f"{name} must be a list, not {value!r}."
         raise ConfigError(msg)
     for item in value:
-        if not isinstance(item, str) and not callable(item):
-            msg = f"{name} holds {item!r}, which is neither a name nor a class or function."
+        if not isinstance(item, str) and not can_be(item):
+            kind = "class" if can_be is _is_class else "function"
+            msg = f"{name} holds {_first_line(item)}, which is neither a name nor a {kind}."
             raise ConfigError(msg)
     return tuple(value)
 

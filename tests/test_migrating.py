@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_dumper import open_dump
+from hf_dumper import DumpConfig, open_dump
 
 PAGE = Path(__file__).parents[1] / "docs" / "migrating-from-msit.md"
 TEXT = PAGE.read_text("utf-8")
 (SCRIPT,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 (DIFF,) = re.findall(r"^```diff\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+ARGUMENTS = re.findall(r"^\| `(\w+=\S.*?)` \|", TEXT, re.MULTILINE)
 NAMED = re.findall(r"^    (dump/msit_dump_\S*\.\w+)", TEXT, re.MULTILINE)
 
 
@@ -53,3 +54,12 @@ def test_one_import_and_one_argument_are_what_changes():
     assert len(lines) == 4
     assert lines[0].replace("-from msit_llm", "+from hf_dumper") == lines[1]
     assert lines[2][1:].replace(")", ', layout="msit")') == lines[3][1:]
+
+
+def test_the_table_names_most_parameters():
+    assert len(ARGUMENTS) == 9
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_every_parameter_is_taken_as_msit_writes_it(argument):
+    eval(f"DumpConfig({argument})", {"DumpConfig": DumpConfig, "nn": torch.nn})

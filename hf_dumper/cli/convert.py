@@ -27,6 +27,7 @@ def convert(
     json: Json = False,
 ) -> int:
     """Write a dump in another layout: native, msit (.pth files) or npy (NumPy files)."""
+    from hf_dumper.report.numbers import plural
     from hf_dumper.store.convert import convert as convert_dump
 
     out = out.expanduser()
@@ -46,7 +47,8 @@ def convert(
     if json:
         print_json(facts | {"incomplete": incomplete})
     else:
-        stdout().print(f"{total} records of {len(infos)} runs are at {out}, layout {to}.")
+        what = f"{plural(total, 'record')} of {plural(len(infos), 'run')}"
+        stdout().print(f"{what}: at {out}, layout {to}.")
         if incomplete:
             listed = ", ".join(map(str, incomplete))
             stdout().print(f"Not whole, as in the dump they come from: runs {listed}.")

@@ -12,7 +12,8 @@ from hf_dumper.capture.inputs import parameter_names
 from hf_dumper.errors import ModelError, PromptError
 from hf_dumper.session import DumpSession
 from hf_dumper.store import open_dump
-from hf_dumper.store.trace import PREDICTIONS_SCHEMA, write_predictions
+from hf_dumper.store.kept import write_predictions
+from hf_dumper.store.trace import PREDICTIONS_SCHEMA
 
 
 def predict_run(session: DumpSession, model: PreTrainedModel, run: int) -> pa.Table:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from hf_dumper.report.texts import candidate, quoted, texts_of
-from hf_dumper.store.trace import read_predictions
+from hf_dumper.store.kept import read_predictions, tokenizer_folder
 
 
 def predictions(dump: Path, run: int) -> list[dict[str, Any]] | None:
@@ -20,8 +20,8 @@ def predictions(dump: Path, run: int) -> list[dict[str, Any]] | None:
         return None
     rows: list[dict[str, Any]] = table.to_pylist()
     ids = {i for row in rows for i in (row["id"], *row["top_ids"])}
-    folder = dump / "tokenizer"
-    texts = texts_of(folder, ids) if folder.is_dir() else {}
+    folder = tokenizer_folder(dump)
+    texts = texts_of(folder, ids) if folder else {}
     for row in rows:
         row["text"], row["next_text"] = texts.get(row["id"]), texts.get(row["next_id"])
         row["top_texts"] = [texts.get(i) for i in row["top_ids"]]

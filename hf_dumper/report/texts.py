@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from hf_dumper.core.verdicts import Comparison
 from hf_dumper.report.numbers import number
+from hf_dumper.store.kept import tokenizer_folder
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ def with_texts(comparison: Comparison) -> Comparison:
     Without a tokenizer beside one of the dumps, the golden's first, nothing is changed.
     """
     tokens = comparison.tokens
-    folders = (Path(path) / "tokenizer" for path in (comparison.golden, comparison.candidate))
-    folder = next((folder for folder in folders if folder.is_dir()), None)
+    folders = (tokenizer_folder(Path(p)) for p in (comparison.golden, comparison.candidate))
+    folder = next(filter(None, folders), None)
     if folder is None or not tokens.num_rows:
         return comparison
     ids = {side: tokens.column(f"{side}_id").to_pylist() for side in _SIDES}

@@ -10,6 +10,7 @@ from hf_dumper.core.protocols import DumpReader
 from hf_dumper.report.numbers import NOTHING, number, plural
 from hf_dumper.report.predictions import prediction_lines, predictions
 from hf_dumper.report.texts import candidate, quoted, texts_of
+from hf_dumper.store.kept import tokenizer_folder
 
 _INDENT = "    "
 
@@ -25,9 +26,9 @@ def trace_facts(reader: DumpReader, run: int) -> dict[str, Any]:
     """
     info = reader.run_info(run)
     rows = reader.trace(run).to_pylist()
-    folder = reader.path / "tokenizer"
+    folder = tokenizer_folder(reader.path)
     ids = {i for row in rows for i in (*(row["top_ids"] or ()), row["chosen_id"])}
-    texts = texts_of(folder, ids) if folder.is_dir() else {}
+    texts = texts_of(folder, ids) if folder else {}
     for row in rows:
         row["chosen_text"] = texts.get(row["chosen_id"])
         row["top_texts"] = row["top_ids"] and [texts.get(i) for i in row["top_ids"]]

@@ -128,14 +128,13 @@ class ModelDump:
             self._keep_weights()
 
     def _make(self, overwrite: bool) -> Callable[..., DirectorySink | MsitSink]:
+        terms: dict[str, Any] = {
+            "max_bytes": self._config.max_bytes,
+            "durable": self._config.durable,
+        }
         if self._config.layout == MSIT:
-            return partial(MsitSink, device=main_device(self._model))
-        return partial(
-            DirectorySink,
-            overwrite=overwrite,
-            max_bytes=self._config.max_bytes,
-            durable=self._config.durable,
-        )
+            return partial(MsitSink, device=main_device(self._model), **terms)
+        return partial(DirectorySink, overwrite=overwrite, **terms)
 
     def _keep_weights(self) -> None:
         weights = collect_weights(self._model, self._config.layer_name)

@@ -12,18 +12,20 @@ import pyarrow.compute as pc
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.weights import Weight
 from hf_dumper.errors import ConfigError, DumpWriteError, KeyNotFoundError
-from hf_dumper.store.directory import DirectorySink, writing
+from hf_dumper.store.directory import DirectorySink
 from hf_dumper.store.files import write_json
+from hf_dumper.store.kept import TOKENIZER, tokenizer_folder, write_predictions
 from hf_dumper.store.layout import MODEL_TREE
 from hf_dumper.store.msit import MsitSink
 from hf_dumper.store.npy import write_npy
-from hf_dumper.store.replay import replay_run
+from hf_dumper.store.reader import NativeReader
+from hf_dumper.store.replay import check_replayable, replay_run
+from hf_dumper.store.run_sink import writing
 from hf_dumper.store.weights import Weights
 
 NATIVE, MSIT, NPY = "native", "msit", "npy"
 TARGETS: Final = (NATIVE, MSIT, NPY)
 
-_TOKENIZER: Final = "tokenizer"
 _OF_A_LAYOUT: Final = frozenset({"kind", "format_version", "tensors"})
 """What a manifest says about the layout, and not about the model."""
 
@@ -41,7 +43,8 @@ def convert(
 
     Raises:
         ConfigError: there is no such layout.
-        DumpFormatError: the dump is damaged, or several processes wrote a run of it.
+        DumpFormatError: the dump is damaged, or several processes wrote a run of it and `to` is not
+            NPY.
         DumpWriteError: `out` is not empty, or cannot be written.
     """
     if to not in TARGETS:
@@ -58,11 +61,14 @@ def convert(
             if tree is not None:
                 write_json(out / MODEL_TREE, tree)
             return
+        for run in reader.runs():
+            check_replayable(reader, run)
         sink = _sink(reader, out, to)
         try:
             _furnish(reader, sink, weights)
             for run in reader.runs():
                 replay_run(reader, run, sink, on_progress)
+                _carry_predictions(reader, run, out)
         finally:
             sink.close()
 
@@ -84,11 +90,17 @@ def _sink(reader: DumpReader, out: Path, to: str) -> DirectorySink | MsitSink:
 
 
 def _furnish(reader: DumpReader, sink: DirectorySink | MsitSink, weights: Sequence[Weight]) -> None:
-    folder = next(_tokenizers(reader.path), None)
+    folder = tokenizer_folder(reader.path)
     if folder is not None:
-        sink.keep(_TOKENIZER, lambda to: shutil.copytree(folder, to))
+        sink.keep(TOKENIZER, lambda to: shutil.copytree(folder, to))
     if weights:
         sink.keep_weights(weights)
+
+
+def _carry_predictions(reader: DumpReader, run: int, out: Path) -> None:
+    table = reader.predictions(run) if isinstance(reader, NativeReader) else None
+    if table is not None:
+        write_predictions(out, run, table)
 
 
 def _manifest(manifest: Mapping[str, Any], to: str) -> dict[str, Any]:
@@ -113,12 +125,6 @@ def _tree(reader: DumpReader) -> Mapping[str, Any] | None:
         return reader.tree()
     except KeyNotFoundError:  # the dump has none
         return None
-
-
-def _tokenizers(path: Path) -> Iterator[Path]:
-    for folder in (path, *sorted(path.glob("msit_dump_*"))):
-        if (folder / _TOKENIZER).is_dir():
-            yield folder / _TOKENIZER
 
 
 def _has(index: pa.Table, column: str) -> bool:

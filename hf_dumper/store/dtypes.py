@@ -67,6 +67,12 @@ def has_statistics(dtype: str) -> bool:
     return known is not None and not known.is_complex and dtype not in _NO_NUMBERS
 
 
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor in memory, those of a copy where they are not contiguous."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
 def tensor_at(
     buffer: Memory, offset: int, dtype: torch.dtype, shape: Sequence[int]
 ) -> torch.Tensor:

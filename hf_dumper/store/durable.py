@@ -17,6 +17,14 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def sync_all(folder: Path) -> None:
+    """Do the same for a folder, and for everything in it."""
+    for where, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(where) / name)
+        sync(Path(where))
+
+
 def publish(unfinished: Path, path: Path, *, durable: bool = False) -> None:
     """Give a file that is written and closed its name, over what has it now."""
     if durable:

@@ -7,27 +7,26 @@ that is not whole says so, and every reader of an index reads this layout, too.
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from hf_dumper.core.types import FORMAT_VERSION, Batch, Records, RunInfo, RunResult, Tick
+from hf_dumper.core.types import FORMAT_VERSION, Batch, RunInfo, RunResult, Tick
 from hf_dumper.core.weights import Weight
-from hf_dumper.errors import CaptureError, DumpWriteError
-from hf_dumper.store.directory import writing
-from hf_dumper.store.dtypes import tensor_at, torch_dtype
+from hf_dumper.errors import DumpWriteError
+from hf_dumper.store.budget import Budget, bytes_in
 from hf_dumper.store.files import write_json
-from hf_dumper.store.layout import MANIFEST, MODEL_TREE, tensor_name
+from hf_dumper.store.layout import MANIFEST, MODEL_TREE
 from hf_dumper.store.manifest import add_note
 from hf_dumper.store.paths import Paths, prefixed
-from hf_dumper.store.pth import write_pth
+from hf_dumper.store.pth_files import PthFiles
+from hf_dumper.store.run_sink import RunSink, writing
 from hf_dumper.store.run_writer import RunWriter
-from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.sheets import AnalysisSheet, StatisticsSheets
 from hf_dumper.store.weights import write_weight_files
 
@@ -43,10 +42,10 @@ FOLDER: Final = re.compile(r"msit_dump_\d{8}_\d{6}(?:_(\d+))?")
 """Name of a run's folder; the number of the run follows the time, unless it is 0."""
 
 
-class MsitSink:
+class MsitSink(RunSink):
     """Writes each run into a folder of its own below `path`, which may hold anything else.
 
-    `run` is the number of the run that was opened last; numbers go on from those that are there.
+    Numbers of runs go on from those that are there.
     """
 
     def __init__(
@@ -59,17 +58,19 @@ class MsitSink:
         statistics: bool = False,
         analyze: bool = False,
         device: str = "cpu",
+        max_bytes: int | None = None,
+        durable: bool = False,
     ) -> None:
         """Create the folder at `path`, but none of a run.
 
         The arguments are those of a DirectorySink. Nothing is ever overwritten. `device` is where
-        the model is, such as "cuda0".
+        the model is, such as "cuda0". What other programs keep at `path` does not count as bytes
+        of the dump.
 
         Raises:
             DumpWriteError: the folder cannot be written.
         """
-        self.path = Path(path)
-        self.run = -1
+        super().__init__(path, max_bytes=max_bytes, durable=durable)
         self._manifest = dict(manifest)
         self._tree = None if tree is None else _named_as_msit(tree)
         self._tensors = tensors
@@ -80,8 +81,6 @@ class MsitSink:
         self._keepers: dict[str, Callable[[Path], object]] = {}
         self._weights: Sequence[Weight] = ()
         self._folders: list[Path] = []
-        self._writing: _Run | None = None
-        pa.array([0])  # imports pandas on its first call, which is no work for the first forward
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -105,62 +104,48 @@ class MsitSink:
         """Write the weights into the folder of the next run."""
         self._weights = weights
 
-    def open_run(self, run: RunInfo) -> None:
-        """Begin a run under its number, or under the next free one when that is -1.
+    def _create(self, wanted: int) -> tuple[int, Path]:
+        return _claim(self.path, self._time, wanted)
 
-        Raises:
-            DumpWriteError: the number is taken, or the folder cannot be written.
-        """
-        if self._writing:
-            msg = f"Run {self.run} of {self.path} is still open."
-            raise CaptureError(msg)
-        with writing(self.path):
-            number, folder = _claim(self.path, self._time, run.run)
-            self._furnish(folder)
-            self._writing = _Run(
-                folder,
-                self._inside,
-                replace(run, run=number),
-                tensors=self._tensors,
-                statistics=self._statistics,
-                analyze=self._analyze,
-            )
+    def _begin(self, folder: Path, run: RunInfo, budget: Budget) -> "_Run":
+        weights = sum(weight.nbytes for weight in self._weights)
+        budget.claim(weights)  # before they are written, as they may be large
+        self._furnish(folder)
+        budget.claim(bytes_in(folder) - weights)
+        paths = Paths(".pth")
+        files = PthFiles(
+            folder, self._inside, paths, budget, tensors=self._tensors, durable=self._durable
+        )
+        sheets = list(self._sheets(folder, paths, budget))
+        place = folder / SIDECAR / "rank-0"
+        place.mkdir()
+        writer = RunWriter(
+            place,
+            run,
+            rank=0,
+            shards=files,
+            statistics=self._statistics or self._analyze,
+            on_forward=partial(_give, sheets),
+            budget=budget,
+            durable=self._durable,
+        )
         self._folders.append(folder)
-        self.run = number
+        self._weights = ()
+        return _Run(writer, files.begin)
 
-    def write(self, batch: Batch) -> None:
-        """Write a batch of the open run.
+    def _bytes_before(self) -> int:
+        return sum(map(bytes_in, _run_folders(self.path)))
 
-        Raises:
-            DumpWriteError: the folder cannot be written.
-        """
-        with writing(self.path):
-            self._open_run().write(batch)
-
-    def commit_run(self, result: RunResult) -> None:
-        """End the run. After an error it stays readable, and marked as not complete.
-
-        Raises:
-            DumpWriteError: the folder cannot be written.
-        """
-        run = self._open_run()
-        try:
-            with writing(self.path):
-                run.commit(result)
-        finally:
-            self._writing = None
-            run.close()
-
-    def close(self) -> None:
-        """End an open run as incomplete; may be called twice."""
-        if self._writing:
-            self.commit_run(RunResult({}, {}, incomplete="closed before the run ended"))
-
-    def _open_run(self) -> "_Run":
-        if self._writing is None:
-            msg = f"No run of {self.path} is open."
-            raise CaptureError(msg)
-        return self._writing
+    def _sheets(
+        self, folder: Path, paths: Paths, budget: Budget
+    ) -> Iterator[Callable[[pa.RecordBatch], None]]:
+        """Yield what takes the index of each forward that ends."""
+        if self._statistics:
+            yield StatisticsSheets(folder / self._inside, paths, budget).add
+        if self._analyze:
+            analysis = AnalysisSheet(folder, budget=budget)
+            self._held.callback(analysis.close)
+            yield analysis.add
 
     def _furnish(self, folder: Path) -> None:
         """Write what a run's folder holds besides the run.
@@ -178,45 +163,17 @@ class MsitSink:
             write_json(inside / MODEL_TREE, self._tree)
         if self._weights:
             write_weight_files(folder, f"{self._inside}/weights", sidecar, self._weights)
-            self._weights = ()
 
 
 class _Run:
-    """One run being written: files for its tensors, sheets, and the index of a RunWriter."""
+    """One run being written by a RunWriter, after `begin` was told of which forward."""
 
-    def __init__(
-        self,
-        folder: Path,
-        inside: str,
-        info: RunInfo,
-        *,
-        tensors: bool,
-        statistics: bool,
-        analyze: bool,
-    ) -> None:
-        paths = Paths(".pth")
-        self._files = PthFiles(folder, inside, paths)
-        self._paths = paths
-        self._sheets: list[Callable[[pa.RecordBatch], None]] = []
-        self._analysis = AnalysisSheet(folder) if analyze else None
-        if statistics:
-            self._sheets.append(StatisticsSheets(folder / inside, paths).add)
-        if self._analysis:
-            self._sheets.append(self._analysis.add)
-        place = folder / SIDECAR / "rank-0"
-        place.mkdir()
-        self._writer = RunWriter(
-            place,
-            info,
-            rank=0,
-            shards=self._files if tensors else None,
-            statistics=statistics or analyze,
-            on_forward=self._end_forward,
-        )
+    def __init__(self, writer: RunWriter, begin: Callable[[Tick], None]) -> None:
+        self._writer = writer
+        self._begin = begin
 
     def write(self, batch: Batch) -> None:
-        self._paths.begin(batch.tick)
-        self._files.begin(batch.tick)
+        self._begin(batch.tick)
         self._writer.write(batch)
 
     def commit(self, result: RunResult) -> None:
@@ -224,90 +181,31 @@ class _Run:
 
     def close(self) -> None:
         self._writer.close()
-        if self._analysis:
-            self._analysis.close()
-
-    def _end_forward(self, index: pa.RecordBatch) -> None:
-        for add in self._sheets:
-            add(index)
 
 
-class PthFiles:
-    """The tensors of one run, a file each: what a RunWriter asks of shards.
-
-    Aliases are written out, as their owner's file once more.
-    """
-
-    def __init__(self, top: Path, inside: str, paths: Paths) -> None:
-        """Write to where `paths` says, below the folder `inside` of `top`."""
-        self.bytes = 0
-        self._top = top
-        self._inside = inside
-        self._paths = paths
-        self._forward = -1
-        self._written: list[str | None] = []
-        self._folders: set[Path] = set()
-
-    def begin(self, tick: Tick) -> None:
-        """Take tensors of this forward from now on."""
-        if tick.forward != self._forward:
-            self._forward = tick.forward
-            self._written.clear()
-            self._folders.clear()
-
-    def store(self, forward: int, records: Records) -> Places:
-        """Write the tensors of records; return where they are."""
-        places = nowhere(len(records))
-        for i, (what, call, _, _, span, alias_of) in enumerate(records):
-            name = None
-            if span is not None or (alias_of is not None and self._written[alias_of] is not None):
-                file = self._paths.file(what.module, what.slot, what.op, call)
-                name = f"{self._inside}/{file}"
-                path = self._prepared(name)
-                if span is None:
-                    shutil.copyfile(self._top / str(self._written[alias_of or 0]), path)
-                else:
-                    dtype = torch_dtype(what.dtype)
-                    if dtype is None:
-                        msg = f"{path}: torch knows no type {what.dtype!r}."
-                        raise DumpWriteError(msg)
-                    tensor = tensor_at(span.chunk.memory, span.offset, dtype, what.shape)
-                    write_pth(path, tensor)
-                    self.bytes += what.nbytes
-                places.shard[i], places.offset[i] = name, 0
-                places.tensor[i] = tensor_name(forward, what.module, what.slot, call, what.op)
-            self._written.append(name)
-        return places
-
-    def finish(self) -> None:
-        """Do nothing: every file is whole already."""
-
-    def close(self) -> None:
-        """Do nothing: no file is open."""
-
-    def _prepared(self, name: str) -> Path:
-        path = self._top / name
-        if path.parent not in self._folders:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._folders.add(path.parent)
-        return path
+def _give(takers: Sequence[Callable[[pa.RecordBatch], None]], index: pa.RecordBatch) -> None:
+    for take in takers:
+        take(index)
 
 
 def _claim(path: Path, time: str, wanted: int) -> tuple[int, Path]:
     """Create the folder of a run; return its number and itself."""
-    taken = [int(m[1] or 0) for child in path.iterdir() if (m := FOLDER.fullmatch(child.name))]
-    if wanted in taken:
-        msg = f"Run {wanted} exists in {path} already; run=-1 takes the next free number."
-        raise DumpWriteError(msg)
-    number = wanted if wanted >= 0 else max(taken, default=-1) + 1
     while True:
+        taken = _run_folders(path).values()
+        number = wanted if wanted >= 0 else max(taken, default=-1) + 1
         folder = path / (f"msit_dump_{time}_{number}" if number else f"msit_dump_{time}")
-        try:
+        if number in taken:
+            msg = f"Run {wanted} exists in {path} already; run=-1 takes the next free number."
+            raise DumpWriteError(msg)
+        with suppress(FileExistsError):  # another process was quicker
             folder.mkdir()
-        except FileExistsError:
-            number += 1  # another process was quicker
-        else:
             return number, folder
+
+
+def _run_folders(path: Path) -> dict[Path, int]:
+    """Return the folders of runs below a path, with their numbers."""
+    matches = ((child, FOLDER.fullmatch(child.name)) for child in path.iterdir())
+    return {child: int(match[1] or 0) for child, match in matches if match}
 
 
 def _named_as_msit(tree: Mapping[str, Any]) -> dict[str, Any]:

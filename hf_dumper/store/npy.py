@@ -3,19 +3,24 @@
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from hf_dumper.core.protocols import DumpReader
-from hf_dumper.core.types import ROOT, SKIPPED, Phase, TensorKey, Tick
+from hf_dumper.core.types import ROOT, SKIPPED, Phase, Tick
 from hf_dumper.core.weights import Weight
+from hf_dumper.errors import KeyNotFoundError
 from hf_dumper.store.files import temporary, write_json
 from hf_dumper.store.layout import INDEX_SCHEMA, MANIFEST, RUN
-from hf_dumper.store.paths import Paths, escaped
+from hf_dumper.store.paths import Paths, distinct, escaped
+from hf_dumper.store.reader import NativeReader
+from hf_dumper.store.replay import load_row
 
 INDEX: Final = "index.csv"
 
@@ -59,8 +64,9 @@ def write_npy(
             for row in _run(reader, run, out):
                 table.writerow(_plain(row))
                 on_progress(1)
+        taken: set[str] = set()
         for weight in weights:
-            table.writerow(_plain(_weight(weight, out)))
+            table.writerow(_plain(_weight(weight, out, taken)))
     unfinished.replace(index)
 
 
@@ -77,27 +83,36 @@ def _run(reader: DumpReader, run: int, out: Path) -> Iterator[dict[str, Any]]:
     folder = f"run_{run:06d}"
     (out / folder).mkdir(exist_ok=True)
     write_json(out / folder / RUN, reader.run_info(run))
-    _write_positions(reader, run, out / folder / "positions.csv")
+    for name, table in _tables(reader, run):
+        _write_table(table, out / folder / f"{name}.csv")
     paths = Paths(".npy")
     for row in reader.index(run).to_pylist():
         place: dict[str, Any] = {}
         if row["status"] != SKIPPED and row["shard"] is not None:
-            key = TensorKey(*(row[name] for name in TensorKey._fields))
             paths.begin(Tick(run, row["forward"], Phase(row["phase"]), row["token"]))
             file = f"{folder}/{paths.file(row['module'], row['slot'], row['op'], row['call'])}"
-            place = {"file": file, "stored_as": _save(out / file, reader.load_key(key))}
+            place = {"file": file, "stored_as": _save(out / file, load_row(reader, row))}
         yield row | place
 
 
-def _write_positions(reader: DumpReader, run: int, path: Path) -> None:
-    table = reader.positions(run)
+def _tables(reader: DumpReader, run: int) -> Iterator[tuple[str, pa.Table]]:
+    """Yield what is known of the tokens of a run, by name."""
+    yield "positions", reader.positions(run)
+    with suppress(KeyNotFoundError):  # the run generated nothing
+        yield "trace", reader.trace(run)
+    predictions = reader.predictions(run) if isinstance(reader, NativeReader) else None
+    if predictions is not None:
+        yield "prompt_predictions", predictions
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table.column_names)
-        writer.writerows(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        writer.writerows(map(_cell, row.values()) for row in table.to_pylist())
 
 
-def _weight(weight: Weight, out: Path) -> dict[str, Any]:
+def _weight(weight: Weight, out: Path, taken: set[str]) -> dict[str, Any]:
     """Write a weight, if it has values; return its row: further names are in `param`."""
     first, *others = weight.names
     module, _, name = first.rpartition(".")
@@ -113,7 +128,7 @@ def _weight(weight: Weight, out: Path) -> dict[str, Any]:
     }
     if weight.reason:
         return row
-    file = f"weights/{escaped(f'root.{first}')}.npy"
+    file = distinct(f"weights/{escaped(f'root.{first}')}", ".npy", taken)
     return row | {"file": file, "stored_as": _save(out / file, weight.load())}
 
 
@@ -129,9 +144,11 @@ def _save(path: Path, tensor: torch.Tensor) -> str:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the cells of a row of the index; a list is JSON, what is not known is empty."""
-    cells = ((name, row.get(name)) for name in COLUMNS)
-    return {
-        name: json.dumps(value) if isinstance(value, list) else "" if value is None else value
-        for name, value in cells
-    }
+    return {name: _cell(row.get(name)) for name in COLUMNS}
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell of a table; a list is JSON, what is not known is empty."""
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, list) else value

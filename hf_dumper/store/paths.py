@@ -6,6 +6,7 @@ second call in a forward, `@1` the token's second forward (a prompt fed in chunk
 file a second slot that comes out as the same name.
 """
 
+from collections import Counter
 from typing import Final
 from urllib.parse import quote
 
@@ -43,25 +44,39 @@ def place(module: str, slot: str) -> tuple[str, str]:
     return _ELSEWHERE.get((module, slot), (module, slot))
 
 
+def distinct(stem: str, suffix: str, taken: set[str]) -> str:
+    """Return the name of a file that is not taken, and take it.
+
+    Names that differ in case only are one name to some file systems.
+    """
+    path, n = f"{stem}{suffix}", 0
+    while path.casefold() in taken:
+        n += 1
+        path = f"{stem}+{n}{suffix}"
+    taken.add(path.casefold())
+    return path
+
+
 class Paths:
     """Names the files of one run, forward by forward; a name is given once."""
 
     def __init__(self, suffix: str) -> None:
         """Give every file that suffix."""
         self._suffix = suffix
-        self._forwards: dict[int, list[int]] = {}
+        self._forwards: Counter[int] = Counter()  # of each token
         self._token = self._nth = 0
         self._forward = -1
         self._taken: set[str] = set()
 
-    def begin(self, tick: Tick) -> None:
-        """Name the tensors of this forward from now on; may be called again for the same one."""
+    def begin(self, tick: Tick) -> bool:
+        """Name the tensors of this forward from now on; return whether it is another one."""
         if tick.forward == self._forward:
-            return
-        seen = self._forwards.setdefault(tick.token, [])
-        seen.append(tick.forward)
-        self._forward, self._token, self._nth = tick.forward, tick.token, len(seen) - 1
+            return False
+        self._forward, self._token = tick.forward, tick.token
+        self._nth = self._forwards[tick.token]
+        self._forwards[tick.token] += 1
         self._taken.clear()
+        return True
 
     def folder(self, module: str, op: str, call: int) -> str:
         """Return the folder of a module's call, or of a function inside it, in this forward."""
@@ -74,9 +89,4 @@ class Paths:
         """Return the file of a tensor of this forward; no other call returns the same."""
         module, slot = place(module, slot)
         stem = f"{self.folder(module, op, call)}/{escaped(slot.replace('.', '_'))}"
-        path, n = f"{stem}{self._suffix}", 0
-        while path.casefold() in self._taken:  # some file systems do not tell A from a
-            n += 1
-            path = f"{stem}+{n}{self._suffix}"
-        self._taken.add(path.casefold())
-        return path
+        return distinct(stem, self._suffix, self._taken)

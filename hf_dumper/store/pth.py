@@ -14,13 +14,17 @@ from hf_dumper.store.files import temporary
 from hf_dumper.store.lookup import Row
 
 OVERHEAD: Final = 64 << 10
-"""Bytes that a .pth file may have besides those of its tensor; torch writes about one thousand."""
+"""Bytes that a .pth file of another tool may have besides those of its tensor."""
+
+ROOM: Final = 4 << 10
+"""Such bytes at most when torch writes it: 1.5 to 1.9 kB, growing with the dimensions."""
 
 
-def write_pth(path: Path, tensor: torch.Tensor) -> None:
+def write_pth(path: Path, tensor: torch.Tensor) -> int:
     """Write a tensor into a file of its own, which appears whole; an older one is replaced.
 
-    The file holds the bytes of the tensor and not those of the memory that it is a view of.
+    The file holds the bytes of the tensor and not those of the memory that it is a view of. Returns
+    the size of the file.
 
     Raises:
         DumpWriteError: torch cannot write it.
@@ -30,10 +34,12 @@ def write_pth(path: Path, tensor: torch.Tensor) -> None:
     try:
         with unfinished.open("wb") as file:
             torch.save(tensor.detach().clone(memory_format=torch.contiguous_format), file)
+            size = file.tell()
     except RuntimeError as error:  # also what a full disk is to the writer inside of torch
         msg = f"Cannot write {path}: {str(error).splitlines()[0]}"
         raise DumpWriteError(msg) from error
     unfinished.replace(path)
+    return size
 
 
 def read_pth(folder: Path, row: Row) -> torch.Tensor:

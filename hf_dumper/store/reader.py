@@ -166,6 +166,17 @@ class NativeReader:
         """
         return self._run(run).trace()
 
+    def predictions(self, run: int | None = None) -> pa.Table | None:
+        """Return what the model predicts inside the prompt of a run, None if nobody asked for it.
+
+        `docs/format.md` describes the columns.
+        """
+        return self._run(run).predictions()
+
+    def facts_folder(self, run: int) -> Path:
+        """Return the folder with `run.json` of a run, and what else is known of the whole run."""
+        return self._run(run).path
+
     def weights(self) -> Weights:
         """Return the dumped parameters and buffers by name, each read when it is asked for.
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from xxhash import xxh3_64_intdigest
 
 from hf_dumper.core.arena import Arena, Chunk
 from hf_dumper.core.protocols import DumpReader, Sink
@@ -25,6 +26,7 @@ from hf_dumper.core.types import (
     Tick,
 )
 from hf_dumper.errors import DumpFormatError, KeyNotFoundError
+from hf_dumper.store.dtypes import bytes_of
 
 _BATCH_BYTES: Final = 16 << 20
 _UNKNOWN: Final = -2
@@ -52,10 +54,8 @@ def replay_run(
         DumpFormatError: several processes wrote the run, or a file of it is damaged.
         DumpWriteError: the sink cannot write.
     """
+    check_replayable(reader, run)
     info, index = reader.run_info(run), reader.index(run)
-    if pc.unique(index.column("rank")).to_pylist() not in ([], [0]):
-        msg = f"Run {run} of {reader.path} was written by several processes; it stays as it is."
-        raise DumpFormatError(msg)
     sink.open_run(
         RunInfo(
             run,
@@ -72,6 +72,21 @@ def replay_run(
             arena.release(chunk)
         on_progress(batch.count)
     sink.commit_run(_result(info, _trace(reader, run)))
+
+
+def check_replayable(reader: DumpReader, run: int) -> None:
+    """Make sure that one process wrote a run.
+
+    Raises:
+        DumpFormatError: several did.
+    """
+    ranks = pc.unique(reader.index(run).column("rank")).to_pylist()
+    if ranks not in ([], [0]):
+        msg = (
+            f"Run {run} of {reader.path} was written by {len(ranks)} processes (ranks "
+            f"{', '.join(map(str, sorted(ranks)))}); only to npy can such a dump be converted."
+        )
+        raise DumpFormatError(msg)
 
 
 def _trace(reader: DumpReader, run: int) -> list[Row]:
@@ -170,13 +185,25 @@ class _Forward:
 
     def _copy(self, row: Row, chunk: Chunk, offset: int) -> int:
         """Copy the values of a row into the chunk; return their number of bytes."""
-        tensor = self._reader.load_key(TensorKey(*(row[name] for name in TensorKey._fields)))
-        if not tensor.numel():
-            return 0
-        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        memory = np.frombuffer(chunk.memory, np.uint8, flat.numel(), offset)
-        np.copyto(memory, flat.numpy())
-        return int(flat.numel())
+        values = bytes_of(load_row(self._reader, row))
+        memoryview(chunk.memory)[offset : offset + len(values)] = values
+        return len(values)
+
+
+def load_row(reader: DumpReader, row: Row) -> torch.Tensor:
+    """Return the values of a row of an index.
+
+    Raises:
+        DumpFormatError: they are not those that were dumped.
+    """
+    tensor = reader.load_key(TensorKey(*(row[name] for name in TensorKey._fields)))
+    if row["hash"] not in (None, xxh3_64_intdigest(bytes_of(tensor))):
+        msg = (
+            f"{reader.path} is damaged: the bytes of run {row['run']}, forward {row['forward']}, "
+            f"{row['module']!r} {row['slot']!r} do not have the hash of the index."
+        )
+        raise DumpFormatError(msg)
+    return tensor
 
 
 def _owners(rows: Sequence[Row]) -> Iterator[int | None]:

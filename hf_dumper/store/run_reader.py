@@ -14,37 +14,41 @@ from hf_dumper.store.assemble import Extent, extents
 from hf_dumper.store.files import read_json
 from hf_dumper.store.lookup import COLUMNS, TEXTS, Lookup
 from hf_dumper.store.tables import encode, read_parquet, read_stream
-from hf_dumper.store.trace import read_trace
+from hf_dumper.store.trace import read_predictions, read_trace
 
 
 class RunReader:
-    """The files of one run; `lookup` and `extents` are read once, as they are at that moment."""
+    """The files of one run; `lookup` and `extents` are read once, as they are at that moment.
+
+    Attributes:
+        path: The folder with `run.json`.
+    """
 
     def __init__(self, dump: Path, run: int, folder: Path | None = None) -> None:
         """Read nothing yet; `folder` is the run's, where it is not that of the native layout."""
         self.run = run
         self._dump = dump
-        self._folder = folder or layout.run_folder(dump, run)
+        self.path = folder or layout.run_folder(dump, run)
         self._folders: dict[int, Path] = {}
 
     def info(self) -> dict[str, Any]:
         """Return `run.json`, or what is known of a run that has none."""
         for name in (layout.RUN, layout.RUN_PARTIAL, layout.RUN):
             try:
-                return read_json(self._folder / name)
+                return read_json(self.path / name)
             except DumpNotFoundError:
                 continue  # a commit may come between two looks, hence the second one
         return {"run": self.run, "complete": False, "incomplete": "stopped before it began"}
 
     def ranks(self) -> list[int]:
         """Return the numbers of the processes that wrote the run."""
-        names = (path.name.removeprefix("rank-") for path in self._folder.glob("rank-*"))
+        names = (path.name.removeprefix("rank-") for path in self.path.glob("rank-*"))
         return sorted(int(name) for name in names if name.isdecimal())
 
     def folder(self, rank: int) -> Path:
         """Return the folder of a process."""
         if rank not in self._folders:
-            self._folders[rank] = self._folder / f"rank-{rank}"
+            self._folders[rank] = self.path / f"rank-{rank}"
         return self._folders[rank]
 
     def index(self, columns: Sequence[str] | None = None, encoded: Sequence[str] = ()) -> pa.Table:
@@ -61,7 +65,11 @@ class RunReader:
         Raises:
             KeyNotFoundError: the run has no trace.
         """
-        return read_trace(self._folder, f"Run {self.run} of {self._dump}")
+        return read_trace(self.path, f"Run {self.run} of {self._dump}")
+
+    def predictions(self) -> pa.Table | None:
+        """Read what the model predicts inside the prompt, None where nobody asked for it."""
+        return read_predictions(self.path)
 
     @cached_property
     def lookup(self) -> Lookup:

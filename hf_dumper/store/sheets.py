@@ -9,6 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from hf_dumper.core.types import SKIPPED
+from hf_dumper.store.budget import Budget
 from hf_dumper.store.files import GrowingFile, temporary
 from hf_dumper.store.paths import Paths, place, prefixed
 
@@ -30,10 +31,11 @@ Row = Mapping[str, Any]
 class StatisticsSheets:
     """Writes `statistics.csv` into the folder of each module's call, a row per tensor."""
 
-    def __init__(self, top: Path, paths: Paths) -> None:
-        """Write below `top`, into the folders that `paths` names."""
+    def __init__(self, top: Path, paths: Paths, budget: Budget | None = None) -> None:
+        """Write below `top`, into the folders that `paths` names, within the budget."""
         self._top = top
         self._paths = paths
+        self._budget = budget or Budget()
 
     def add(self, index: pa.RecordBatch) -> None:
         """Take the index of the forward that `paths` is at, which has ended."""
@@ -45,27 +47,31 @@ class StatisticsSheets:
                 sheets.setdefault(folder, []).append(_statistics(row))
         for folder, rows in sheets.items():
             path = self._top / folder / STATISTICS
+            text = _csv([STATISTICS_COLUMNS, *rows])
+            self._budget.claim(len(text))
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = temporary(path)
-            unfinished.write_text(
-                _csv([STATISTICS_COLUMNS, *rows]), encoding="utf-8", errors="backslashreplace"
-            )
+            unfinished.write_bytes(text)
             unfinished.replace(path)
 
 
 class AnalysisSheet:
     """Writes `tensor_analyze.csv`: a row per tensor of a run, forward by forward."""
 
-    def __init__(self, folder: Path, prefix: str = "") -> None:
+    def __init__(self, folder: Path, prefix: str = "", budget: Budget | None = None) -> None:
         """Create the file; `prefix` leads from `folder` to the files that an index names."""
         self._prefix = prefix
-        self._file = GrowingFile(folder / ANALYSIS, _csv([ANALYSIS_COLUMNS]).encode())
+        self._budget = budget or Budget()
+        head = _csv([ANALYSIS_COLUMNS])
+        self._budget.claim(len(head))
+        self._file = GrowingFile(folder / ANALYSIS, head)
 
     def add(self, index: pa.RecordBatch) -> None:
         """Take the index of a forward that has ended."""
         rows = [self._row(row) for row in index.to_pylist() if row["status"] != SKIPPED]
-        if rows:
-            self._file.append(memoryview(_csv(rows).encode("utf-8", "backslashreplace")))
+        text = _csv(rows)
+        self._budget.claim(len(text))
+        self._file.append(memoryview(text))
 
     def close(self) -> None:
         """Close the file; may be called twice."""
@@ -102,7 +108,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else repr(float(value))
 
 
-def _csv(rows: Iterable[Iterable[Any]]) -> str:
+def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
     text = StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from hf_dumper.core.trace import TokenTrace
 from hf_dumper.errors import KeyNotFoundError
-from hf_dumper.store import layout
 from hf_dumper.store.tables import read_parquet, write_parquet
 
 TRACE: Final = "trace.parquet"
@@ -119,18 +118,13 @@ def _choice(trace: TokenTrace, row: int) -> dict[str, Any]:
     }
 
 
-def write_predictions(dump: Path, run: int, table: pa.Table) -> None:
-    """Write what a model predicts inside the prompt of a run; `table` is of that schema."""
-    write_parquet(layout.run_folder(dump, run) / PREDICTIONS, table)
-
-
-def read_predictions(dump: Path, run: int) -> pa.Table | None:
+def read_predictions(folder: Path) -> pa.Table | None:
     """Read what the model predicts inside the prompt of a run, None where nobody asked for it.
 
     Raises:
         DumpFormatError: the file is damaged.
     """
     try:
-        return read_parquet(layout.run_folder(dump, run) / PREDICTIONS, PREDICTIONS_SCHEMA)
+        return read_parquet(folder / PREDICTIONS, PREDICTIONS_SCHEMA)
     except FileNotFoundError:
         return None

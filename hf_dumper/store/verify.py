@@ -51,7 +51,8 @@ def check_native(path: Path) -> None:
     if is_dump(path):
         return
     with open_dump(path) as reader:
-        msg = f"'{path}' is a dump of another kind ({type(reader).__name__}): it has no hashes."
+        kind = type(reader).__name__
+        msg = f"'{path}' is no dump in the native layout ({kind}): only those can be verified."
         raise DumpFormatError(msg)
 
 

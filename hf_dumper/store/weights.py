@@ -24,11 +24,11 @@ from hf_dumper.errors import (
     DumpWriteError,
     KeyNotFoundError,
 )
-from hf_dumper.store.dtypes import stored_as, torch_dtype
+from hf_dumper.store.dtypes import bytes_of, stored_as, torch_dtype
 from hf_dumper.store.files import read_json, temporary, write_json
 from hf_dumper.store.lookup import Row
 from hf_dumper.store.mapping import ShardMaps
-from hf_dumper.store.paths import escaped
+from hf_dumper.store.paths import distinct, escaped
 from hf_dumper.store.pth import write_pth
 from hf_dumper.store.shards import SHARD_BYTES
 
@@ -83,8 +83,10 @@ def write_weight_files(
     """
     (top / inside).mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
+    taken: set[str] = set()
     for weight in _stored(weights):
-        first, *others = (f"{inside}/{escaped(f'root.{name}')}.pth" for name in weight.names)
+        stems = (f"{inside}/{escaped(f'root.{name}')}" for name in weight.names)
+        first, *others = [distinct(stem, ".pth", taken) for stem in stems]
         digest = _write_file(top / first, weight)
         for other in others:
             _link(top / first, top / other)
@@ -134,6 +136,7 @@ class Weights(Mapping[str, torch.Tensor]):
         try:
             self._rows = dict(_rows(facts))
             self._kinds = {str(n): str(w["kind"]) for n, w in facts["tensors"].items()}
+            self._hashes = {str(n): w.get("hash") for n, w in facts["tensors"].items()}
             self._names = {str(n): tuple(w["names"]) for n, w in facts["tensors"].items()}
             self.skipped = {str(n): str(w["reason"]) for n, w in facts["skipped"].items()}
             self._skipped = [_without_values(str(n), w) for n, w in facts["skipped"].items()]
@@ -158,14 +161,24 @@ class Weights(Mapping[str, torch.Tensor]):
         return self._load(self._rows[plain])
 
     def described(self) -> list[Weight]:
-        """Return what each weight is, under all its names, also one that has no values here."""
+        """Return what each weight is, under all its names, also one that has no values here.
+
+        What they load raises DumpFormatError when it is not what was dumped.
+        """
         found = []
         for name, names in self._names.items():
             row = self._rows[name]
-            shape, load = tuple(row.shape), partial(self._load, row)
+            shape, load = tuple(row.shape), partial(self._checked, name)
             kind = self._kinds[name]
             found.append(Weight(names, kind, row.dtype, shape, row.nbytes, "", load))
         return found + self._skipped
+
+    def _checked(self, name: str) -> torch.Tensor:
+        tensor = self._load(self._rows[name])
+        if self._hashes[name] not in (None, _digest(tensor)):
+            msg = f"The bytes of weight {name!r} do not have the hash of the index: it is damaged."
+            raise DumpFormatError(msg)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         """Tell whether there are values of that name, without reading them."""
@@ -236,7 +249,7 @@ def _write_shard(path: Path, weights: Sequence[Weight]) -> dict[str, dict[str, A
 def _write_values(file: BinaryIO, weight: Weight) -> str:
     """Write the bytes of one weight, and return their hash; nothing of it stays in memory."""
     tensor = _load(weight)
-    file.write(_bytes(tensor))
+    file.write(bytes_of(tensor))
     return _digest(tensor)
 
 
@@ -258,15 +271,8 @@ def _load(weight: Weight) -> torch.Tensor:
     return tensor
 
 
-def _bytes(tensor: torch.Tensor) -> Any:
-    """Return the bytes of a contiguous tensor as a buffer."""
-    if not tensor.numel():
-        return b""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
-
-
 def _digest(tensor: torch.Tensor) -> str:
-    return xxhash.xxh3_64_hexdigest(_bytes(tensor))
+    return xxhash.xxh3_64_hexdigest(bytes_of(tensor))
 
 
 def _entry(weight: Weight, place: Place, digest: str) -> dict[str, Any]:

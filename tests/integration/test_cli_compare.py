@@ -303,8 +303,9 @@ def test_dumps_of_statistics_are_compared(golden, make, place, cli):
     assert cli("compare", "s", "t")[0] == DONE
 
 
-def test_the_text_of_tokens_is_shown(place, cli):
-    cli(*run_tiny("--token-range", "all"))
+@pytest.mark.parametrize("layout", ["native", "msit"])
+def test_the_text_of_tokens_is_shown(place, cli, layout):
+    cli(*run_tiny("--token-range", "all", "--layout", layout))
     assert cli("compare", "d", "d", "--json")[0] == DONE
     facts = json.loads(cli("compare", "d", "d", "--json")[1])
     ids = open_dump(place / "d").run_info(0)["generated_ids"][0]

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -175,6 +178,52 @@ def test_what_breaks_off_is_marked(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["native", "msit", "npy"])
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("*/0/root.model.norm/output.pth", "'model.norm' 'output' do not have the hash"),
+        ("*/weights/root.model.norm.weight.pth", "weight 'model.norm.weight' do not have the hash"),
+    ],
+)
+def test_bytes_that_changed_are_not_passed_on(tiny_llama, tmp_path, to, file, reason):
+    source = dump(tiny_llama(), tmp_path / "a", "msit", dump_weight=True)
+    victim = next(source.glob(f"msit_dump_*/torch_tensors/{file}"))
+    changed = torch.load(victim, weights_only=True)
+    torch.save(changed + 1, victim)
+    with pytest.raises(DumpFormatError, match=reason):
+        converted(source, tmp_path / "b", to)
+
+
+def with_two_ranks(path):
+    """Give the last run of a dump what a second process would have written."""
+    ranks = path / "runs" / "000001"
+    shutil.copytree(ranks / "rank-0", ranks / "rank-1")
+    index = pq.read_table(ranks / "rank-1" / "index.parquet")
+    place = index.schema.get_field_index("rank")
+    ones = pa.array([1] * index.num_rows, pa.int16())
+    pq.write_table(
+        index.set_column(place, index.schema.field("rank"), ones), ranks / "rank-1/index.parquet"
+    )
+    return path
+
+
+@pytest.mark.parametrize("to", ["native", "msit"])
+def test_a_run_of_several_processes_is_refused_before_anything_is_written(tiny_llama, tmp_path, to):
+    source = with_two_ranks(dump(tiny_llama(), tmp_path / "a"))
+    with pytest.raises(DumpFormatError, match=r"Run 1 .* 2 processes \(ranks 0, 1\).* npy"):
+        converted(source, tmp_path / "b", to)
+    assert not (tmp_path / "b").exists()
+
+
+def test_numpy_gets_the_tensors_of_every_process(tiny_llama, tmp_path):
+    source = with_two_ranks(dump(tiny_llama(), tmp_path / "a"))
+    out = converted(source, tmp_path / "b", "npy")
+    rows = list(csv.DictReader((out / "index.csv").read_text().splitlines()))
+    assert {row["rank"] for row in rows} == {"0", "1"}
+    assert len({row["file"] for row in rows}) == len(rows) == len(list(out.rglob("*.npy")))
+
+
+@pytest.mark.parametrize("to", ["native", "msit", "npy"])
 def test_a_folder_that_holds_something_is_left_alone(tiny_llama, tmp_path, to):
     source = dump(tiny_llama(), tmp_path / "a")
     (tmp_path / "b").mkdir()
@@ -214,6 +263,21 @@ def test_numpy_reads_every_tensor(tiny_llama, tmp_path, layout, dtype):
             assert torch.equal(stored.view(want.dtype), want)
 
 
+@pytest.mark.parametrize(("layout", "suffix"), [("msit", "pth"), ("npy", "npy")])
+def test_weights_whose_names_differ_in_case_only_have_files_that_do_not(tmp_path, layout, suffix):
+    model = torch.nn.Linear(2, 2)
+    model.register_parameter("Weight", torch.nn.Parameter(torch.zeros(2, 2)))
+    with register_hook(model, DumpConfig(tmp_path / "a", dump_weight=True)):
+        model(torch.ones(1, 2))
+    out = converted(tmp_path / "a", tmp_path / "b", layout)
+    names = sorted(path.name for path in out.rglob(f"weights/*.{suffix}"))
+    assert len({name.casefold() for name in names}) == len(names) == 3
+    if layout == "msit":
+        with open_dump(out) as reader:
+            assert reader.weights()["Weight"].tolist() == [[0, 0], [0, 0]]
+            assert torch.equal(reader.weights()["weight"], model.weight)
+
+
 def test_bfloat16_is_stored_as_its_bits(tiny_llama, tmp_path):
     source = dump(tiny_llama().bfloat16(), tmp_path / "a")
     rows = csv.DictReader(
@@ -227,7 +291,7 @@ def test_the_command_converts(place, cli):
     assert cli("run", "tiny", "--prompt", "one", "--max-new-tokens", 2, "--dump", "d")[0] == 0
     status, out, err = cli("convert", "d", "--to", "msit", "m")
     assert (status, err) == (0, "")
-    assert "records of 1 runs are at m, layout msit" in out
+    assert "records of 1 run: at m, layout msit" in out
     assert cli("compare", "d", "m")[0] == 0
     assert cli("convert", "m", "--to", "npy", "n")[0] == 0
     assert np.load(next((place / "n").rglob("*.npy"))).size

@@ -1,11 +1,19 @@
 """A dump with a bound: never larger on disk, and it says what was left out."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_dumper import DumpConfig, DumpIncompleteWarning, DumpWriteError, open_dump, register_hook
+from hf_dumper import (
+    DumpConfig,
+    DumpIncompleteWarning,
+    DumpWriteError,
+    EmptyDumpError,
+    open_dump,
+    register_hook,
+)
 from hf_dumper.store.budget import Budget, bytes_in
 from tests.faults import facts, generate, is_plain, readable_forwards
 
@@ -44,12 +52,15 @@ def sizes(tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.parametrize("layout", ["native", "msit"])
 @pytest.mark.parametrize("statistics", [0, 1, 2])
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_a_dump_stays_within_its_bound_at_any_moment(model, tmp_path, sizes, bound, statistics):
+def test_a_dump_stays_within_its_bound_at_any_moment(
+    model, tmp_path, sizes, bound, statistics, layout
+):
     tokens = 5 * TOKENS if statistics == 1 else TOKENS  # a row of the index is small
     want = generate(model, tokens)
-    options = {"dump_statistics_mode": statistics}
+    options = {"dump_statistics_mode": statistics, "analyze": True, "layout": layout}
     with register_hook(model, config(tmp_path, bound, **options)):
         with pytest.warns(DumpIncompleteWarning, match=f"max_bytes={bound} is reached") as warned:
             got = generate(model, tokens)
@@ -57,6 +68,43 @@ def test_a_dump_stays_within_its_bound_at_any_moment(model, tmp_path, sizes, bou
         assert len(warned) == 1
     assert max(sizes) <= bound
     assert bytes_in(tmp_path) <= bound
+
+
+def test_a_msit_dump_fills_its_bound_and_no_more(model, tmp_path):
+    (tmp_path / "large").write_bytes(bytes(BOUNDS[-1]))  # of another program
+    dump = config(tmp_path, BOUNDS[-1], layout="msit")
+    with register_hook(model, dump), pytest.warns(DumpIncompleteWarning, match="max_bytes"):
+        generate(model, TOKENS)
+    (run,) = tmp_path.glob("msit_dump_*")
+    assert 0.7 * BOUNDS[-1] < bytes_in(run) <= BOUNDS[-1]
+    with open_dump(tmp_path) as reader:
+        assert reader.load("lm_head").shape[-1] == model.config.vocab_size
+
+
+def test_runs_of_msit_share_the_bound_and_leave_nothing_when_there_is_no_room(model, tmp_path):
+    dump = config(tmp_path, BOUNDS[-1], layout="msit", dump_weight=True)
+    with register_hook(model, dump), warnings.catch_warnings(record=True, action="always") as told:
+        for _ in range(12):
+            generate(model, 1)
+    assert 1 < len(told) < 12
+    assert all("max_bytes" in str(warning.message) for warning in told)
+    assert bytes_in(tmp_path) <= BOUNDS[-1]
+    with open_dump(tmp_path) as reader:
+        assert reader.run_info(0)["complete"]
+        assert 0 < len(reader.runs()) < 12
+        assert len(reader.weights())
+
+
+def test_weights_beyond_the_bound_are_not_even_begun(model, tmp_path, sizes):
+    dump = config(tmp_path, 300_000, layout="msit", dump_weight=True)
+    with (
+        pytest.raises(EmptyDumpError),
+        pytest.warns(DumpIncompleteWarning, match="max_bytes"),
+        register_hook(model, dump),
+    ):
+        generate(model, 1)
+    assert bytes_in(tmp_path) == 0
+    assert max(sizes, default=0) == 0
 
 
 def test_the_reason_counts_what_was_left_out(model, tmp_path):

@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tiny_llama, tmp_path, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_dumper.store.msit.write_pth", full)
+    monkeypatch.setattr("hf_dumper.store.pth_files.write_pth", full)
     session = register_hook(model, DumpConfig(tmp_path / "d", layout="msit"))
     with pytest.warns(DumpIncompleteWarning, match="No space left"):
         got = model(IDS).logits

@@ -1,5 +1,6 @@
 """What the model predicts inside a prompt: right, kept, printed, and no trouble to the dump."""
 
+import csv
 import json
 
 import pytest
@@ -9,7 +10,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from hf_dumper import DumpConfig, ModelError, open_dump, register_hook
 from hf_dumper.cli.failures import DONE, IMPOSSIBLE
 from hf_dumper.diagnose import predict_prompt, predict_run
-from hf_dumper.store.trace import read_predictions
+from hf_dumper.store.convert import convert
+from hf_dumper.store.kept import read_predictions
 from tests.commands import opened, run_tiny, save_model
 
 IDS = torch.randint(5, 128, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -39,6 +41,35 @@ def test_every_position_has_the_candidates_of_a_plain_forward(model):
             assert row["next_id"] == following
             assert row["next_probability"] == pytest.approx(own[following].item(), rel=1e-5)
             assert row["next_rank"] == 1 + (own > own[following]).sum().item()
+
+
+@pytest.mark.parametrize("layout", ["native", "msit"])
+@pytest.mark.parametrize("to", ["native", "msit"])
+def test_they_are_kept_in_both_layouts_and_converted(model, tmp_path, layout, to):
+    with register_hook(model, DumpConfig(tmp_path / "d", layout=layout)) as session:
+        model.generate(IDS, attention_mask=FULL, max_new_tokens=1)
+        model(IDS)
+        want = predict_run(session, model, 0)
+    with open_dump(tmp_path / "d") as reader:
+        convert(reader, tmp_path / "other", to)
+    for path in (tmp_path / "d", tmp_path / "other"):
+        assert want.equals(read_predictions(path, 0))
+        assert read_predictions(path, 1) is None
+
+
+def test_numpy_users_get_them_and_the_trace_as_tables(model, tmp_path):
+    with register_hook(model, DumpConfig(tmp_path / "d")) as session:
+        model.generate(IDS, attention_mask=FULL, max_new_tokens=2)
+        want = {"prompt_predictions": predict_run(session, model, 0).to_pylist()}
+    with open_dump(tmp_path / "d") as reader:
+        want["trace"] = reader.trace().to_pylist()
+        convert(reader, tmp_path / "npy", "npy")
+    for name, rows in want.items():
+        with (tmp_path / "npy" / "run_000000" / f"{name}.csv").open(newline="") as file:
+            found = list(csv.DictReader(file))
+        for got, row in zip(found, rows, strict=True):
+            plain = {k: "" if v is None else v for k, v in row.items()}
+            assert got == {k: str(v) for k, v in plain.items()}
 
 
 def test_padding_is_left_out_and_changes_nothing(model):
@@ -93,8 +124,9 @@ def test_the_command_prints_and_keeps_them(place, cli):
     assert '"o" → ' in out
 
 
-def test_json_has_them(place, cli):
-    status, out, _ = cli(*run_tiny("--prompt-predictions", "--json"))
+@pytest.mark.parametrize("layout", ["native", "msit"])
+def test_json_has_them(place, cli, layout):
+    status, out, _ = cli(*run_tiny("--prompt-predictions", "--json", "--layout", layout))
     assert status == DONE
     (run,) = json.loads(out)["runs"]
     assert [row["text"] for row in run["prompt_predictions"]] == ["o", "n", "e"]

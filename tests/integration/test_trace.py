@@ -351,8 +351,9 @@ def test_the_command_walks_through_a_generation(place, cli):
     assert lines[-1] == "ended  after token 1: length"
 
 
-def test_the_command_gives_json(place, cli):
-    assert cli(*run_tiny())[0] == DONE
+@pytest.mark.parametrize("layout", ["native", "msit"])
+def test_the_command_gives_json(place, cli, layout):
+    assert cli(*run_tiny("--layout", layout))[0] == DONE
     status, out, _ = cli("trace", "d", "--json")
     facts = json.loads(out)
     assert status == DONE

@@ -50,7 +50,14 @@ REFUSED = [
     ({"module_list": "Linear"}, "module_list must be a list"),
     ({"module_list": None}, "module_list must be a list"),
     ({"module_list": [3]}, "neither a name nor a class"),
+    ({"module_list": [print]}, "neither a name nor a class"),
+    ({"module_list": [nn.Linear(2, 2)]}, r"holds Linear\(.* which is neither a name nor a class"),
+    ({"api_list": [3]}, "neither a name nor a function"),
     ({"api_list": "softmax"}, "api_list must be a list"),
+    ({"mode": "modul"}, "mode must be 'module', 'api', or a list of both, not 'modul'"),
+    ({"mode": []}, "mode must be"),
+    ({"mode": ["module", "x"]}, "mode must be"),
+    ({"mode": None}, "mode must be"),
     ({"layer_name": ""}, "layer_name must be"),
     ({"layer_name": []}, "layer_name must be"),
     ({"layer_name": [""]}, "layer_name must be"),
@@ -75,8 +82,6 @@ REFUSED = [
     ({"max_bytes": 0}, "max_bytes must be a number of bytes above 0"),
     ({"max_bytes": True}, "max_bytes must be a number of bytes above 0"),
     ({"max_bytes": "2GB"}, "max_bytes must be a number of bytes above 0"),
-    ({"layout": "msit", "durable": True}, "max_bytes and durable need layout='native'"),
-    ({"layout": "msit", "max_bytes": 9}, "max_bytes and durable need layout='native'"),
     ({"on_error": "ignore"}, "on_error must be one of .warn., .raise."),
     ({"on_error": None}, "on_error must be one of"),
     ({"durable": 1}, "durable must be True or False"),
@@ -151,3 +156,8 @@ def test_the_caller_keeps_the_list_it_gave():
     config = DumpConfig(module_list=given)
     given.append("Conv1d")
     assert config.module_list == ("Linear",)
+
+
+def test_a_mode_may_come_in_a_list_as_msit_has_it():
+    assert DumpConfig(mode=["module"]) == DumpConfig()
+    assert DumpConfig(mode=["module"]).to_dict() == DumpConfig().to_dict()

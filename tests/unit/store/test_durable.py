@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hf_dumper.core.types import RunInfo, RunResult
-from hf_dumper.store import DirectorySink
+from hf_dumper.errors import DumpWriteError
+from hf_dumper.store import DirectorySink, MsitSink, durable, open_dump
 from hf_dumper.store.files import free_room, read_json, write_json
 from hf_dumper.store.layout import POSITIONS_SCHEMA
 from hf_dumper.store.tables import write_parquet
@@ -40,8 +41,8 @@ def calls(tmp_path, monkeypatch):
     return found
 
 
-def write_run(path, **options):
-    sink = DirectorySink(path, MANIFEST, tree={"name": "root"}, **options)
+def write_run(path, kind=DirectorySink, **options):
+    sink = kind(path, MANIFEST, tree={"name": "root"}, **options)
     sink.open_run(RunInfo(-1, "generate"))
     maker = BatchMaker()
     for forward in range(3):
@@ -111,8 +112,37 @@ def test_a_new_dump_is_itself_on_the_disk(tmp_path, calls):
     assert calls[named + 1 :] == [("fsync", "d"), ("fsync", ".")]
 
 
-def test_without_it_nothing_waits_for_the_disk(tmp_path, calls):
-    write_run(tmp_path / "d")
+def test_all_of_a_msit_run_is_on_the_disk_before_run_json_has_its_name(tmp_path, calls):
+    write_run(tmp_path / "d", MsitSink, durable=True, statistics=True, analyze=True)
+    (run,) = (tmp_path / "d").glob("*/hf_dumper/run.json")
+    synced = synced_before(calls, at(calls, "replace", str(run.relative_to(tmp_path))))
+    there = {"d", *(str(path.relative_to(tmp_path)) for path in (tmp_path / "d").rglob("*"))}
+    tables = {path for path in there if path.endswith((".parquet", "/run.json"))}
+    assert len([path for path in there if path.endswith((".pth", ".csv"))]) == 7
+    assert there - tables <= synced
+    assert all(any(path in name for name in synced) for path in tables)
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+def test_a_msit_run_that_does_not_reach_the_disk_says_so(tmp_path, monkeypatch, tensors):
+    real = durable.sync
+
+    def sync(path):
+        if path.suffix == ".csv":
+            raise OSError(5, "Input/output error", str(path))
+        real(path)
+
+    monkeypatch.setattr(durable, "sync", sync)
+    with pytest.raises(DumpWriteError, match=r"\.csv: Input/output error"):
+        write_run(tmp_path, MsitSink, durable=True, statistics=True, tensors=tensors)
+    with open_dump(tmp_path) as reader:
+        assert "Input/output error" in reader.run_info()["incomplete"]
+        assert reader.index().num_rows == 3
+
+
+@pytest.mark.parametrize("kind", [DirectorySink, MsitSink])
+def test_without_it_nothing_waits_for_the_disk(tmp_path, calls, kind):
+    write_run(tmp_path / "d", kind)
     assert "fsync" not in {name for name, _ in calls}
 
 

@@ -69,6 +69,8 @@ def budget(monkeypatch):
             (GrowingFile, "append"),
         ):
             monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+        # Who is killed tidies nothing up.
+        monkeypatch.setattr("hf_dumper.store.run_sink.rmtree", lambda *_args, **_options: None)
 
     return limit
 
@@ -148,6 +150,20 @@ def test_a_number_that_is_taken_is_refused(tmp_path):
     write_run(sink)
     with pytest.raises(DumpWriteError, match="Run 0 exists"):
         sink.open_run(RunInfo(0, "generate"))
+
+
+def test_a_number_that_another_process_takes_meanwhile_is_refused(tmp_path, monkeypatch):
+    sink = MsitSink(tmp_path, MANIFEST)
+    real = Path.mkdir
+
+    def late(self, *args, **kwargs):
+        monkeypatch.undo()
+        real(self, *args, **kwargs)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with pytest.raises(DumpWriteError, match="Run 3 exists"):
+        sink.open_run(RunInfo(3, "generate"))
 
 
 def test_a_renamed_folder_keeps_its_number(tmp_path):

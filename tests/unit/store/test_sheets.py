@@ -1,11 +1,14 @@
 """The sheets of statistics, row by row."""
 
 import csv
+from collections import Counter
 
+import pytest
 import torch
 
 from hf_dumper.core.types import RunInfo, RunResult
 from hf_dumper.store import DirectorySink, MsitSink
+from hf_dumper.store.budget import Budget
 from hf_dumper.store.sheets import ANALYSIS, ANALYSIS_COLUMNS, STATISTICS_COLUMNS
 from tests.batches import BatchMaker
 
@@ -55,6 +58,18 @@ def test_without_values_the_analysis_names_no_file(tmp_path):
     (folder,) = tmp_path.iterdir()
     assert {row[2] for row in read(folder / ANALYSIS)[1:]} == {""}
     assert not list(folder.rglob("statistics.csv"))
+
+
+@pytest.mark.parametrize("kind", [DirectorySink, MsitSink])
+def test_sheets_are_claimed_from_the_bound_to_the_byte(tmp_path, kind, monkeypatch):
+    claimed = []
+    monkeypatch.setattr(Budget, "claim", lambda _self, nbytes: claimed.append(nbytes))
+    write(kind(tmp_path, {}, tensors=False, statistics=True, analyze=True))
+    (sheet,) = tmp_path.rglob(ANALYSIS)
+    lines = sheet.read_bytes().splitlines(keepends=True)
+    sizes = [len(lines[0]), len(b"".join(lines[1:]))]
+    sizes += [path.stat().st_size for path in tmp_path.rglob("statistics.csv")]
+    assert not Counter(sizes) - Counter(claimed)
 
 
 def test_a_sheet_of_statistics_tells_slots_apart(tmp_path):
