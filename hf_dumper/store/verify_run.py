@@ -73,7 +73,7 @@ def _check_tables(folder: Path, info: Mapping[str, Any], findings: Findings) -> 
         name = file.relative_to(folder).as_posix()
         if name not in hashes:
             findings.add(file, "it is a stray: run.json does not name it")
-        elif file_digest(file) != hashes[name]:
+        elif file.is_file() and file_digest(file) != hashes[name]:
             findings.add(file, "its bytes do not have the hash of run.json")
 
 
@@ -137,7 +137,10 @@ def _check_sums(
     found = {name: status.count(name) for name in _STATUSES}
     _check_count(file, "records", info.get("records"), found, findings)
     if info.get("complete") is True:
-        counts = info.get("counts") or {}
+        counts = info.get("counts")
+        if not isinstance(counts, dict):
+            findings.add(file, "it has no counts")
+            return
         counted = {name: counts[name] for name in _STATUSES if name in counts}
         _check_count(file, "counts", counted, {name: found[name] for name in counted}, findings)
     own = pc.and_(pc.equal(index.column("status"), STORED), pc.is_valid(index.column("shard")))

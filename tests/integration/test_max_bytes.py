@@ -187,3 +187,11 @@ def test_a_budget_that_refuses_takes_nothing():
 
 def test_a_budget_without_a_bound_takes_anything():
     Budget().claim(1 << 60)
+
+
+def test_a_file_that_is_renamed_while_files_are_counted_is_no_error(tmp_path, monkeypatch):
+    """Another session of this process writes the same dump."""
+    (tmp_path / "kept").write_bytes(bytes(3))
+    walked = [(str(tmp_path), [], ["kept", "run.json.1.tmp"])]
+    monkeypatch.setattr("os.walk", lambda _folder: walked)
+    assert bytes_in(tmp_path) == 3
