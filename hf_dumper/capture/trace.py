@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from hf_dumper.capture.candidates import as_floats, rank_candidates
+from hf_dumper.capture.copying import memmove
 from hf_dumper.capture.inputs import RootInputs
 from hf_dumper.capture.integers import Integers, Numbers
-from hf_dumper.capture.owners import memmove
 from hf_dumper.capture.storable import PLAIN, is_literal
 from hf_dumper.core.trace import Candidates, TokenTrace
 from hf_dumper.core.types import Tick

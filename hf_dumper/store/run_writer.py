@@ -19,7 +19,7 @@ from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.tables import GrowingTable
-from hf_dumper.store.trace import write_trace
+from hf_dumper.store.trace import TRACE, write_trace
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
 
@@ -206,7 +206,7 @@ class RunWriter:
         }
 
     def _tables(self) -> dict[str, str]:
-        files = (self._folder / f"{name}.parquet" for name in _TABLES)
+        files = (*(self._folder / f"{name}.parquet" for name in _TABLES), self._run_folder / TRACE)
         written = (file for file in files if file.exists())  # not all, if ending the run failed
         return {
             file.relative_to(self._run_folder).as_posix(): file_digest(file) for file in written

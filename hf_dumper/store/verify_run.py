@@ -14,6 +14,7 @@ from hf_dumper.store import layout
 from hf_dumper.store.files import file_digest, read_json
 from hf_dumper.store.findings import Findings
 from hf_dumper.store.tables import read_parquet, read_stream
+from hf_dumper.store.trace import TRACE
 from hf_dumper.store.verify_rows import check_positions, check_rows
 from hf_dumper.store.verify_shards import check_shards
 
@@ -64,12 +65,15 @@ def _facts(folder: Path, run: int, findings: Findings) -> tuple[dict[str, Any] |
 
 
 def _check_tables(folder: Path, info: Mapping[str, Any], findings: Findings) -> None:
-    """Hash the tables; that they exist and can be read is checked elsewhere."""
+    """Hash the tables; that those of the ranks exist and can be read is checked elsewhere."""
     hashes = info.get("tables")
     if not isinstance(hashes, dict):
         findings.unchecked["run.json has no hashes of the tables"] += 1
         return
-    for file in sorted(folder.glob("rank-*/*.parquet")):
+    trace = folder / TRACE
+    if TRACE in hashes and not trace.is_file():
+        findings.add(trace, "it is missing")
+    for file in sorted({*folder.glob("rank-*/*.parquet"), *folder.glob(TRACE)}):
         name = file.relative_to(folder).as_posix()
         if name not in hashes:
             findings.add(file, "it is a stray: run.json does not name it")
