@@ -42,7 +42,7 @@ class Verification:
         records: Rows of all indexes.
         hashed: Records whose bytes were read and have the hash that the index has, aliases too.
         bytes: Bytes of tensors that were read.
-        weights: Dumped weights whose bytes have the hash of the manifest.
+        weights: Dumped weights whose bytes have the hash of their index.
         skipped: Records that were not captured in the first place, which the index says.
         unchecked: Why records could not be checked -> how many; theirs are no bytes to hash.
         incomplete: Run -> why it is not whole.

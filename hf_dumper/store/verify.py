@@ -13,6 +13,7 @@ from hf_dumper.store.manifest import is_dump, read_manifest
 from hf_dumper.store.open import open_dump
 from hf_dumper.store.verify_run import check_run
 from hf_dumper.store.verify_weights import check_weights
+from hf_dumper.store.weights import WEIGHTS
 
 _HASHES: Final = {"config_hash": "config", "weights_hash": "weights"}
 """Hashes in the identity, and what in the manifest they are of."""
@@ -32,9 +33,9 @@ def verify_dump(path: Path, *, on_progress: OnProgress | None = None) -> Verific
     shards = (*path.glob("runs/*/rank-*/shard-*"), *path.glob("weights/*.safetensors"))
     total = sum(shard.stat().st_size for shard in shards if shard.is_file())
     findings = Findings(path, on_progress, total)
-    weights = _check_manifest(path, findings)
+    manifest = _check_manifest(path, findings)
     _check_tree(path / layout.MODEL_TREE, findings)
-    check_weights(path / "weights", weights, findings)
+    check_weights(path / WEIGHTS, manifest, findings)
     runs = _runs(path)
     for run in runs:
         check_run(path, run, findings)
@@ -63,7 +64,7 @@ def _runs(path: Path) -> list[int]:
 
 
 def _check_manifest(path: Path, findings: Findings) -> Mapping[str, Any]:
-    """Check what the manifest says of itself; return what it says of the weights.
+    """Check what the manifest says of itself; return it, empty if it cannot be read.
 
     Raises:
         DumpFormatError: it is of a version that this release does not know.
@@ -80,10 +81,10 @@ def _check_manifest(path: Path, findings: Findings) -> Mapping[str, Any]:
     identity = manifest.get("identity")
     if not isinstance(identity, dict):
         findings.add(file, "it has no identity")
-        return {}
+        return manifest
     for name, what in _wrong_hashes(manifest, identity):
         findings.add(file, f"its {what} does not have its {name}")
-    return manifest.get("weights") or {}
+    return manifest
 
 
 def _wrong_hashes(

@@ -90,7 +90,7 @@ def _check_rank(
         findings.records += index.num_rows
         _count_unhashed(index, findings)
         check_rows(file, index, (run, int(folder.name[5:])), findings)
-        check_shards(folder, index, findings, committed=committed)
+        findings.hashed += check_shards(folder, index, findings, committed=committed)
     if positions is not None:
         file = _file(folder / layout.POSITIONS, committed=committed)
         check_positions(file, positions, index, findings)

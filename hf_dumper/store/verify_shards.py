@@ -47,8 +47,13 @@ class Own(NamedTuple):
         return self.offset + self.nbytes
 
 
-def check_shards(folder: Path, index: pa.Table, findings: Findings, *, committed: bool) -> None:
-    """Check every shard of a rank, and that there are no others."""
+def check_shards(folder: Path, index: pa.Table, findings: Findings, *, committed: bool) -> int:
+    """Check every shard of a folder, and that there are no others.
+
+    Returns:
+        How many rows of the index have their bytes in a shard, with the hash that the index has.
+    """
+    hashed = 0
     names = sorted(filter(None, pc.unique(index.column("shard")).to_pylist()))
     plain = [name for name in names if PLAIN_NAME.fullmatch(name)]
     for name in set(names) - set(plain):
@@ -58,8 +63,9 @@ def check_shards(folder: Path, index: pa.Table, findings: Findings, *, committed
         file = _file(folder, name, committed=committed)
         good = _ShardCheck(file, own_rows(rows), index, findings, committed).run()
         tensors = rows.column("tensor").to_pylist()
-        findings.hashed += sum(tensor in good for tensor in tensors)
+        hashed += sum(tensor in good for tensor in tensors)
     _find_strays(folder, plain, findings, committed=committed)
+    return hashed
 
 
 def _file(folder: Path, name: str, *, committed: bool) -> Path:
@@ -78,7 +84,7 @@ def _find_strays(
 
 @dataclass(frozen=True, slots=True)
 class _ShardCheck:
-    """One shard, the rows that own bytes in it, and the index of its rank.
+    """One shard, the rows that own bytes in it, and the index of its folder.
 
     A shard of a run that was cut off may hold more than the index says: a forward that did not end.
     """

@@ -1,70 +1,63 @@
-"""Dumped weights against the hashes of the manifest."""
+"""Dumped weights against their index, and their index against the manifest."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from xxhash import xxh3_64
+import pyarrow as pa
 
-from hf_dumper.errors import DumpFormatError
+from hf_dumper.core.types import STORED
+from hf_dumper.errors import DumpError
+from hf_dumper.store.files import read_json
 from hf_dumper.store.findings import Findings
-from hf_dumper.store.verify_shards import BLOCK, hash_of, opened, read_header
+from hf_dumper.store.verify_shards import check_shards
+from hf_dumper.store.weights import INDEX
 
-_NO_HASH: Final = "the manifest has no hash of dumped weights"
-
-
-def check_weights(folder: Path, weights: Mapping[str, Any], findings: Findings) -> None:
-    """Hash the tensors of every file in the folder; `weights` are those of the manifest."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with opened(file) as shard:
-                size = os.fstat(shard.fileno()).st_size
-                start, header = read_header(shard, size)
-                header.pop("__metadata__", None)
-                spans = {name: _span(entry, start) for name, entry in header.items()}
-                found = {n: _digest(shard, span, size) for n, span in spans.items()}
-        except DumpFormatError as error:
-            findings.add(file, str(error))
-            continue
-        except OSError as error:
-            findings.add(file, f"it cannot be read: {error.strerror or error}")
-            continue
-        findings.read(sum(end - begin for begin, end in spans.values()))
-        _compare(file, found, weights, findings)
-        last = max((end for _, end in spans.values()), default=start)
-        if size != last:
-            findings.add(file, f"it ends at byte {size}, and its tensors at {last}")
+_SCHEMA: Final = pa.schema(
+    [
+        ("tensor", pa.utf8()),
+        ("shard", pa.utf8()),
+        ("offset", pa.int64()),
+        ("nbytes", pa.int64()),
+        ("hash", pa.uint64()),
+        ("dtype", pa.utf8()),
+        ("shape", pa.list_(pa.int64())),
+        ("status", pa.utf8()),
+    ]
+)
 
 
-def _span(entry: Any, start: int) -> tuple[int, int]:
+def check_weights(folder: Path, manifest: Mapping[str, Any], findings: Findings) -> None:
+    """Hash every tensor that the index of the weights names.
+
+    The manifest knows the tensors of the state dict only, and not those that were offloaded; where
+    it has a hash, it must be that of the index.
+    """
+    identity = manifest.get("identity")
+    options = identity.get("dump_config") if isinstance(identity, dict) else None
+    if not folder.exists():
+        if isinstance(options, dict) and options.get("dump_weight"):
+            findings.add(folder, "it is missing, and the dump was to hold weights")
+        return
+    file = folder / INDEX
     try:
-        begin, end = entry["data_offsets"]
-        if 0 <= begin <= end:
-            return start + begin, start + end
-    except (KeyError, TypeError, ValueError):
-        pass
-    msg = "the header is damaged: an entry has no data_offsets"
-    raise DumpFormatError(msg)
+        tensors: Mapping[str, Mapping[str, Any]] = read_json(file)["tensors"]
+        table = pa.Table.from_pylist([_row(n, w) for n, w in tensors.items()], _SCHEMA)
+    except DumpError as error:
+        findings.add(file, str(error))
+        return
+    except (AttributeError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        findings.add(file, f"it is damaged: {error!r}")
+        return
+    findings.weights += check_shards(folder, table, findings, committed=True)
+    known = manifest.get("weights") or {}
+    hashes = {n: known[n].get("hash") or w["hash"] for n, w in tensors.items() if n in known}
+    differ = [name for name, digest in hashes.items() if digest != tensors[name]["hash"]]
+    if differ:
+        findings.add(file, "it does not have the hash of the manifest", differ)
 
 
-def _digest(shard: Any, span: tuple[int, int], size: int) -> str | None:
-    """Return the hash of a tensor as the manifest writes it, None beyond the end of the file."""
-    begin, end = span
-    if end > size:
-        return None
-    buffer = memoryview(bytearray(min(BLOCK, max(1, end - begin))))
-    return f"{hash_of(shard, begin, end - begin, buffer):0{2 * xxh3_64().digest_size}x}"
-
-
-def _compare(
-    file: Path, found: Mapping[str, str | None], weights: Mapping[str, Any], findings: Findings
-) -> None:
-    wanted = {name: (weights.get(name) or {}).get("hash") for name in found}
-    unknown = sum(value is None for value in wanted.values())
-    if unknown:
-        findings.unchecked[_NO_HASH] += unknown
-    wrong = [name for name in found if wanted[name] is not None and found[name] != wanted[name]]
-    if wrong:
-        findings.add(file, "its bytes do not have the hash of the manifest", wrong)
-    findings.weights += len(found) - unknown - len(wrong)
+def _row(name: str, weight: Mapping[str, Any]) -> dict[str, Any]:
+    columns = ("shard", "offset", "nbytes", "dtype", "shape")
+    own = {column: weight[column] for column in columns}
+    return own | {"tensor": name, "hash": int(weight["hash"], 16), "status": STORED}

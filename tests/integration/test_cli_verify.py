@@ -1,13 +1,12 @@
 """`hf-dumper verify`: its verdicts, exit statuses and output, on dumps of a model."""
 
 import json
+import shutil
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from hf_dumper.cli.failures import DONE, FAILED, IMPOSSIBLE
-from tests.commands import run_tiny
+from tests.commands import opened, run_tiny
 
 SHARD = "runs/000000/rank-0/shard-00000.safetensors"
 
@@ -79,14 +78,63 @@ def test_no_dump_could_not_be_verified(place, cli):
     assert "is no dump that a reader recognises" in err
 
 
-def test_dumped_weights_are_held_against_the_manifest(dump, cli, tiny_llama):
-    (dump / "weights").mkdir()
-    weights = {n: t.clone() for n, t in tiny_llama().state_dict().items()}
-    save_file(weights, dump / "weights/model.safetensors")
+@pytest.fixture
+def weights(place, cli):
+    """Return the folder of dumped weights: those of the state dict, and buffers that are not."""
+    assert cli(*run_tiny("--dump-weight"))[0] == DONE
+    return place / "d/weights"
+
+
+def test_every_dumped_weight_is_hashed_also_what_the_state_dict_lacks(weights, cli):
+    with opened("d") as reader:
+        named = {w.names[0] for w in reader.weights().described()}
+        assert named > set(reader.manifest["weights"])
     status, out, _ = cli("verify", "d")
-    assert status == DONE
-    assert f"weights: {len(weights)} hashed" in out
-    save_file(weights | {"model.norm.weight": torch.ones(64)}, dump / "weights/model.safetensors")
+    assert (status, out.split()[0]) == (DONE, "INTACT")
+    assert f"weights: {len(named)} hashed" in out
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.rotary_emb.inv_freq"])
+def test_a_changed_weight_is_found(weights, cli, name):
+    with opened("d") as reader:
+        assert name in reader.weights()
+        entry = json.loads((weights / "index.json").read_text())["tensors"][name]
+    shard = weights / entry["shard"]
+    raw = bytearray(shard.read_bytes())
+    raw[entry["offset"]] ^= 1
+    shard.write_bytes(raw)
     status, out, _ = cli("verify", "d")
     assert status == FAILED
-    assert "weights/model.safetensors: 'model.norm.weight': its bytes do not have" in out
+    assert f"weights/{entry['shard']}: '{name}': its bytes do not have the hash" in out
+
+
+def test_a_weight_that_was_replaced_together_with_its_index_is_found(weights, cli):
+    index = weights / "index.json"
+    facts = json.loads(index.read_text())
+    norm, other = (facts["tensors"][f"model.layers.{i}.input_layernorm.weight"] for i in (0, 1))
+    place = ("shard", "offset", "hash")
+    swapped = {key: other[key] for key in place}, {key: norm[key] for key in place}
+    norm.update(swapped[0])
+    other.update(swapped[1])
+    index.write_text(json.dumps(facts))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "weights/index.json: 'model.layers.0.input_layernorm.weight' and 1 more" in out
+
+
+@pytest.mark.parametrize("lost", ["weights-00000.safetensors", "index.json", ""])
+def test_weights_that_are_missing_are_found(weights, cli, lost):
+    if lost:
+        (weights / lost).unlink()
+    else:
+        shutil.rmtree(weights)
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert f"weights/{lost}".rstrip("/") in out
+
+
+def test_a_damaged_index_of_weights_is_found(weights, cli):
+    (weights / "index.json").write_text('{"tensors": {"a": {"hash": "0"}}}')
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "weights/index.json: it is damaged" in out
