@@ -7,7 +7,7 @@ import pytest
 
 from hf_dumper.cli.failures import DONE, FAILED, IMPOSSIBLE
 from hf_dumper.core.digests import sealed
-from tests.commands import run_tiny
+from tests.commands import opened, run_tiny
 
 SHARD = "runs/000000/rank-0/shard-00000.safetensors"
 
@@ -169,3 +169,37 @@ def test_an_index_of_weights_that_is_none_is_named(weights, cli, change):
     status, out, _ = cli("verify", "d")
     assert status == FAILED
     assert "weights/index.json: it is no index of weights: " in out
+
+
+def test_every_dumped_weight_is_hashed_also_what_the_state_dict_lacks(weights, cli):
+    with opened("d") as reader:
+        named = {w.names[0] for w in reader.weights().described()}
+        assert named > set(reader.manifest["weights"])
+    status, out, _ = cli("verify", "d")
+    assert (status, out.split()[0]) == (DONE, "INTACT")
+    assert f"weights: {len(named)} hashed" in out
+
+
+def test_a_weight_that_was_replaced_together_with_its_index_is_found(weights, cli):
+    index = weights / "index.json"
+    facts = json.loads(index.read_text())
+    norm, other = (facts["tensors"][f"model.layers.{i}.input_layernorm.weight"] for i in (0, 1))
+    norm["hash"], other["hash"] = other["hash"], norm["hash"]
+    index.write_text(json.dumps(sealed({k: v for k, v in facts.items() if k != "digest"})))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "weights/index.json: 'model.layers.0.input_layernorm.weight' and 1 more" in out
+
+
+def test_a_damaged_trace_is_found(dump, cli):
+    flip(dump / "runs/000000/trace.parquet")
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "runs/000000/trace.parquet: its bytes do not have the hash of run.json" in out
+
+
+def test_a_trace_that_is_missing_is_found(dump, cli):
+    (dump / "runs/000000/trace.parquet").unlink()
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "runs/000000/trace.parquet: it is missing" in out
