@@ -581,19 +581,18 @@ static PyObject *tap_before(Tap *self, PyObject *const *args, Py_ssize_t count) 
 static PyObject *tap_after(Tap *self, PyObject *const *args, Py_ssize_t count) {
     if (self->intake == NULL || !self->intake->recording || self->opened == 0)
         Py_RETURN_NONE;
-    if (count != 4 || !is_connected(self->intake)) {
-        PyErr_SetString(PyExc_TypeError,
-                        "after() takes (module, args, kwargs, output) when connected");
+    if (count != 3 || !is_connected(self->intake)) {
+        PyErr_SetString(PyExc_TypeError, "after() takes (module, args, output) when connected");
         return NULL;
     }
-    return finish(self, leave(self, args[3]));
+    return finish(self, leave(self, args[2]));
 }
 
 static PyMethodDef tap_methods[] = {
     {"before", (PyCFunction)(void (*)(void))tap_before, METH_FASTCALL,
      "Record the inputs; a forward pre-hook with keyword arguments."},
     {"after", (PyCFunction)(void (*)(void))tap_after, METH_FASTCALL,
-     "Record the outputs; a forward hook with keyword arguments."},
+     "Record the outputs; a forward hook."},
     {NULL, NULL, 0, NULL},
 };
 
