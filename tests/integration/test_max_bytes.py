@@ -107,6 +107,19 @@ def test_weights_beyond_the_bound_are_not_even_begun(model, tmp_path, sizes):
     assert max(sizes, default=0) == 0
 
 
+def test_native_weights_beyond_the_bound_are_refused_before_they_are_written(model, tmp_path):
+    attributes = set(model.__dict__)
+    with pytest.raises(DumpWriteError, match="max_bytes=100000 is reached"):
+        register_hook(model, config(tmp_path / "d", 100_000, dump_weight=True))
+    assert not list((tmp_path / "d").rglob("*.safetensors"))
+    assert is_plain(model, attributes)
+    with register_hook(model, config(tmp_path / "d", 10**8, dump_weight=True)):
+        generate(model, 1)
+    with open_dump(tmp_path / "d") as reader:
+        assert len(reader.weights())
+        assert reader.run_info()["complete"]
+
+
 def test_the_reason_counts_what_was_left_out(model, tmp_path):
     with register_hook(model, config(tmp_path, BOUNDS[1])) as session:
         with pytest.warns(DumpIncompleteWarning):
