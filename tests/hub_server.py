@@ -76,6 +76,15 @@ class Asked:
     sent: int = 0
 
 
+class Listener(ThreadingHTTPServer):
+    """Says nothing of clients that hang up, as some tests make them."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        pass
+
+
 class HubServer:
     """The hub; `url` is its address, `asked` what it was asked.
 
@@ -88,8 +97,7 @@ class HubServer:
         self.mirror_of, self.cdn, self.ranges = mirror_of, cdn, ranges
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = Listener(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self):

@@ -118,29 +118,36 @@ class Place:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 partial.replace(place)
 
-    def _append(self, file: RemoteFile, partial: Path, counter: Counter) -> None:
+    def url(self, file: RemoteFile) -> str:
+        """Return the address of the contents of a file."""
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
+
+        return hf_hub_url(
+            self._repo.id,
+            file.path,
+            repo_type=self._repo.kind,
+            revision=self.commit,
+            endpoint=self._hub.endpoint,
+        )
+
+    def headers(self) -> dict[str, str]:
+        """Return who asks for contents."""
         from huggingface_hub.utils import build_hf_headers
 
+        return build_hf_headers(token=self._hub.own_token, library_name="hf_dumper")
+
+    def _append(self, file: RemoteFile, partial: Path, counter: Counter) -> None:
+        from huggingface_hub.file_download import http_get
+
         with partial.open("ab") as out:
-            if out.tell() > file.size:
-                out.truncate(0)
             here = out.tell() if out.tell() <= file.size else 0
-            url = hf_hub_url(
-                self._repo.id,
-                file.path,
-                repo_type=self._repo.kind,
-                revision=self.commit,
-                endpoint=self._hub.endpoint,
-            )
-            headers = build_hf_headers(token=self._hub.own_token, library_name="hf_dumper")
+            out.truncate(here)
             try:
                 http_get(
-                    url,
+                    self.url(file),
                     out,
                     resume_size=here,
-                    headers=headers,
+                    headers=self.headers(),
                     expected_size=file.size,
                     tqdm_class=counter.bar(),
                 )

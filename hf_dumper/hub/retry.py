@@ -38,7 +38,7 @@ class Patience:
     first: float = 1.0
     most: float = 30.0
     longest: float = 300.0
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = lambda seconds: time.sleep(seconds)
     tell: Callable[[str], None] = lambda _line: None
 
     def run(self, call: Callable[[], T]) -> T:

@@ -13,7 +13,7 @@ from hf_dumper.hub.client import Hub
 from hf_dumper.hub.download import download
 from hf_dumper.hub.names import parse_repo
 from hf_dumper.hub.retry import Patience
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, Listener
 
 MB = 1 << 20
 WEIGHTS = hashlib.sha256(b"weights").digest() * (3 * MB // 32)
@@ -168,10 +168,8 @@ def test_a_hub_that_comes_up_late_is_waited_for(tmp_path):
     port = server._server.server_port
 
     def come_up(_seconds):
-        from http.server import ThreadingHTTPServer
-
         handler = server._server.RequestHandlerClass
-        server._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        server._server = Listener(("127.0.0.1", port), handler)
         server.__enter__()
 
     told = []
