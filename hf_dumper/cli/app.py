@@ -8,6 +8,7 @@ from hf_dumper import __version__
 from hf_dumper.cli.compare import compare, judge
 from hf_dumper.cli.convert import convert
 from hf_dumper.cli.demo import demo
+from hf_dumper.cli.download import download
 from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
 from hf_dumper.cli.run import run
@@ -36,6 +37,7 @@ for command in (
     judge,
     verify,
     convert,
+    download,
 ):
     app.command()(guarded(command))
 
