@@ -86,7 +86,9 @@ def load_weights(name: str, options: ModelOptions, **more: Any) -> "PreTrainedMo
             raise ModelError(_why(name, repr(name), error, is_here=is_here)) from error
 
 
-def load_empty(name: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_empty(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """Return a model without weights, by its configuration alone.
 
     Raises:
@@ -94,10 +96,12 @@ def load_empty(name: str, *, trust_remote_code: bool = False) -> "PreTrainedMode
     """
     is_here = name == DEMO or check_folder(name)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    if revision is not None and not is_here:
+        options["revision"] = revision
     with Work(f"Reading {name}"), calm():
         from hf_dumper.model import DEMO_MODEL, empty_model
 
-        if not is_here and _must_be_cached(name, None):
+        if not is_here and _must_be_cached(name, revision):
             options["local_files_only"] = True
         source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
         try:
