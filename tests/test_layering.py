@@ -21,6 +21,7 @@ RANKS = {
     "compare": 3,
     "prompts": 3,
     "foreign": 4,
+    "models": 4,
     "engines": 4,
     "report": 4,
     "session": 5,

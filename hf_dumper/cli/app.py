@@ -8,6 +8,8 @@ from hf_dumper import __version__
 from hf_dumper.cli.compare import compare, judge
 from hf_dumper.cli.convert import convert
 from hf_dumper.cli.demo import demo
+from hf_dumper.cli.describe import describe
+from hf_dumper.cli.diff_config import diff_config
 from hf_dumper.cli.download import download
 from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
@@ -15,6 +17,7 @@ from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
 from hf_dumper.cli.summary import summary
 from hf_dumper.cli.trace import trace
+from hf_dumper.cli.truncate import truncate
 from hf_dumper.cli.verify import verify
 
 app = typer.Typer(
@@ -38,6 +41,9 @@ for command in (
     verify,
     convert,
     download,
+    describe,
+    truncate,
+    diff_config,
 ):
     app.command()(guarded(command))
 

@@ -78,17 +78,21 @@ def load_weights(name: str, options: ModelOptions, **more: Any) -> "PreTrainedMo
         return _load(place, _kwargs(options) | more)
 
 
-def load_empty(name: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_empty(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """Return a model without weights, by its configuration alone.
 
     Raises:
         ModelError: there is no such model, or it cannot be made; one line that says why.
     """
-    trusted = {"trust_remote_code": True} if trust_remote_code else {}
-    with _found(name, None, "Reading") as place, place.told(repr(name)):
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    with _found(name, revision, "Reading") as place, place.told(repr(name)):
         from hf_dumper.model import empty_model
 
-        return empty_model(place.source, **trusted, **place.keywords)
+        if revision is not None and not place.is_here:
+            options["revision"] = revision
+        return empty_model(place.source, **options, **place.keywords)
 
 
 @contextmanager
