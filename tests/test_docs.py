@@ -31,11 +31,13 @@ PLACES = {
     "GOLDEN": "d",
     "CANDIDATE": "candidate",
     "KEPT": "kept",
+    "PORT": "demo",
+    "BAD": "bad",
     "...": "You may copy",
 }
 """What the words that a reader replaces are replaced by."""
 
-JUDGING = ("compare", "judge")
+JUDGING = ("compare", "judge", "bad-cases")
 """Commands whose answer may be no."""
 
 BLOCKED = "import sys; sys.modules['hf_dumper'] = None\n"
@@ -128,6 +130,9 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "You may copy"}')
     (tmp_path / "limits.toml").write_text("warn = 3.0")
+    for name, passed in (("golden", "yes"), ("candidate", "no")):
+        rows = f"id,prompt,answer,passed\n1,You may copy,it,{passed}\n"
+        (tmp_path / f"{name}.csv").write_text(rows)
     return tmp_path
 
 

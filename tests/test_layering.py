@@ -31,7 +31,8 @@ RANKS = {
     "runner": 6,
     "diagnose": 6,
     "testing": 6,
-    "cli": 7,
+    "badcases": 7,
+    "cli": 8,
 }
 """The table of the architecture page. A new module gets its row there and here."""
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from hf_dumper import __version__
+from hf_dumper.cli.bad_cases import bad_cases, text_metrics
 from hf_dumper.cli.compare import compare, judge
 from hf_dumper.cli.convert import convert
 from hf_dumper.cli.demo import demo
@@ -44,6 +45,8 @@ for command in (
     describe,
     truncate,
     diff_config,
+    bad_cases,
+    text_metrics,
 ):
     app.command()(guarded(command))
 

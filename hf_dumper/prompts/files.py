@@ -48,7 +48,7 @@ def load_prompts(
             no prompt.
     """
     path = Path(source)
-    columns, rows = _read(path, _loader(path))
+    columns, rows = read_rows(path)
     if path.suffix.lower() == ".txt":
         rows = [row for row in rows if row["text"].strip()]
     if not rows:
@@ -56,6 +56,15 @@ def load_prompts(
         raise PromptError(msg)
     chosen = _choose(path, columns, column, chat=chat)
     return [_prompt(path, number, row, chosen, chat=chat) for number, row in enumerate(rows)]
+
+
+def read_rows(path: Path) -> tuple[list[str], list[Row]]:
+    """Return the names of the columns and the rows of a file; cells of .csv are texts, unchanged.
+
+    Raises:
+        PromptError: a file that is missing, broken, or of an unknown kind.
+    """
+    return _read(path, _loader(path))
 
 
 def _loader(path: Path) -> str:
