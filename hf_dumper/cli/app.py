@@ -11,6 +11,7 @@ from hf_dumper.cli.demo import demo
 from hf_dumper.cli.download import download
 from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
+from hf_dumper.cli.push import push
 from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
 from hf_dumper.cli.summary import summary
@@ -38,6 +39,7 @@ for command in (
     verify,
     convert,
     download,
+    push,
 ):
     app.command()(guarded(command))
 
