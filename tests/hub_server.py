@@ -226,6 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         revision = rest[1] if len(rest) > 1 else "main"
         if what == "preupload":
             self._preupload(repo, json.loads(self.body))
+        elif what == "branch":
+            repo.refs.setdefault(revision, repo.refs["main"])
+            self._json({})
         elif what == "commit":
             self._commit(repo, revision, name)
         elif found := self._commit_of(repo, revision):

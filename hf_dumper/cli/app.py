@@ -14,6 +14,7 @@ from hf_dumper.cli.diff_config import diff_config
 from hf_dumper.cli.download import download
 from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
+from hf_dumper.cli.push import push
 from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
 from hf_dumper.cli.summary import summary
@@ -42,6 +43,7 @@ for command in (
     verify,
     convert,
     download,
+    push,
     describe,
     truncate,
     diff_config,

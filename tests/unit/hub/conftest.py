@@ -2,7 +2,9 @@
 
 import huggingface_hub.constants
 import pytest
+import torch
 
+from hf_dumper import DumpConfig, register_hook
 from hf_dumper.hub.client import Hub
 from hf_dumper.hub.retry import Patience
 from tests.hub_server import HubServer
@@ -42,3 +44,14 @@ def told():
 @pytest.fixture
 def hub(server, waits, told):
     return Hub(server.url, None, Patience(sleep=waits.append, tell=told.append))
+
+
+@pytest.fixture
+def dump(tmp_path, tiny_llama):
+    """A dump of two runs with weights."""
+    model = tiny_llama()
+    path = tmp_path / "dump"
+    with register_hook(model, DumpConfig(path, "all", dump_weight=True)):
+        for prompt in ([[5, 6, 7]], [[9, 8]]):
+            model.generate(torch.tensor(prompt), max_new_tokens=2, do_sample=False)
+    return path

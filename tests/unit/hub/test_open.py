@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_dumper import DumpConfig, compare, open_dump, register_hook
+from hf_dumper import compare, open_dump
 from hf_dumper.errors import ConfigError, DumpFormatError, DumpNotFoundError, HubError
 from hf_dumper.store import NativeReader, remote
 from hf_dumper.store.remote import HubReader
@@ -14,17 +14,6 @@ URL = "hf://datasets/you/dump"
 def files_of(dump):
     found = [p for p in dump.rglob("*") if p.is_file() and p.name != ".lock"]
     return {str(p.relative_to(dump)): p.read_bytes() for p in found}
-
-
-@pytest.fixture
-def dump(tmp_path, tiny_llama):
-    """A dump of two runs with weights."""
-    model = tiny_llama()
-    path = tmp_path / "dump"
-    with register_hook(model, DumpConfig(path, "all", dump_weight=True)):
-        for prompt in ([[5, 6, 7]], [[9, 8]]):
-            model.generate(torch.tensor(prompt), max_new_tokens=2, do_sample=False)
-    return path
 
 
 @pytest.fixture
