@@ -51,7 +51,7 @@ def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any
         from hf_dumper.model import DEMO_MODEL, pick_auto_class
 
         _check_dtype(kwargs)
-        if not is_here and _must_be_cached(name, options.revision):
+        if not is_here and must_be_cached(name, options.revision):
             kwargs["local_files_only"] = True
         source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
         hub = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZER}
@@ -76,7 +76,7 @@ def load_weights(name: str, options: ModelOptions, **more: Any) -> "PreTrainedMo
     with Work(f"Loading {name}"), calm():
         from hf_dumper.model import DEMO_MODEL, pick_auto_class
 
-        if not is_here and _must_be_cached(name, options.revision):
+        if not is_here and must_be_cached(name, options.revision):
             kwargs["local_files_only"] = True
         source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
         try:
@@ -101,7 +101,7 @@ def load_empty(
     with Work(f"Reading {name}"), calm():
         from hf_dumper.model import DEMO_MODEL, empty_model
 
-        if not is_here and _must_be_cached(name, revision):
+        if not is_here and must_be_cached(name, revision):
             options["local_files_only"] = True
         source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
         try:
@@ -133,7 +133,7 @@ def check_folder(name: str) -> bool:
     return False
 
 
-def _must_be_cached(name: str, revision: str | None) -> bool:
+def must_be_cached(name: str, revision: str | None) -> bool:
     """Tell whether the hub is out of reach and there is a copy in the cache to load instead.
 
     One question without retries; `from_pretrained` would retry every file for most of a minute.
