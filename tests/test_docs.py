@@ -37,7 +37,7 @@ PLACES = {
 }
 """What the words that a reader replaces are replaced by."""
 
-JUDGING = ("compare", "judge", "bad-cases")
+JUDGING = ("compare", "judge", "diff-config", "bad-cases")
 """Commands whose answer may be no."""
 
 BLOCKED = "import sys; sys.modules['hf_dumper'] = None\n"
@@ -146,7 +146,7 @@ def said_to_run(command, folder):
     return arguments
 
 
-@pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*READMES, ROOT / "docs" / "models.md"], ids=lambda p: p.name)
 def test_every_command_of_a_readme_runs(page, files, capfd):
     for command in commands(page):
         if command.startswith("make "):

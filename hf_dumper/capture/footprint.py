@@ -15,13 +15,11 @@ from torch import nn
 
 from hf_dumper.capture.fake_inputs import fake_inputs
 from hf_dumper.capture.hooks import input_slot
-from hf_dumper.capture.inputs import parameter_names
+from hf_dumper.capture.inputs import CACHES, parameter_names
 from hf_dumper.core.footprint import Footprint, Piece
 from hf_dumper.core.slots import leaves
 from hf_dumper.core.types import ROOT
 from hf_dumper.errors import ModelError
-
-Forward = Callable[["_Seen"], Any]
 
 
 def footprints(
@@ -73,7 +71,8 @@ def _learn(model: Any, rows: int, tokens: int) -> tuple[Footprint, Footprint | N
             held, first, ids, past = {}, tokens, "input_ids", tokens
         output = model(**held, **_step(model, ids, rows, first, 0))
         prefill = seen.take(output.logits)
-        cached = {"past_key_values": output.past_key_values}
+        kept = ((name, getattr(output, name, None)) for name in CACHES)
+        cached = {name: cache for name, cache in kept if cache is not None}
         output = model(**held, **cached, **_step(model, ids, rows, 1, past or first))
         return prefill, seen.take(output.logits)
 

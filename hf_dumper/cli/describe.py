@@ -146,3 +146,5 @@ def _guessed(guess: "Estimate") -> Iterator[str]:
     for kind, s in guess.sizes.items():
         token = "-" if s.token is None else size(s.token)
         yield f"  {_KINDS[kind]:<12}{size(s.once):>10}{size(s.prefill):>12}{token:>12}"
+    if guess.why:
+        yield guess.why

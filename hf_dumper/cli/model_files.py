@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_dumper.cli.failures import hub_reason, one_line
-from hf_dumper.cli.models import DEMO, check_folder
+from hf_dumper.cli.failures import hub_reason
+from hf_dumper.cli.models import DEMO, check_folder, must_be_cached
 from hf_dumper.errors import HFDumperError, ModelError
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 @contextmanager
 def opened(name: str, revision: str | None = None) -> Iterator["ModelFiles"]:
     """Give the files of a folder, of a repository, or of the embedded model.
+
+    Where the hub is out of reach, the files of the repository that are in the cache stand for it;
+    their name is then the folder of the cache.
 
     Raises:
         ModelError: there is no such model, or the hub fails now or inside the block.
@@ -29,10 +32,22 @@ def opened(name: str, revision: str | None = None) -> Iterator["ModelFiles"]:
         yield FolderFiles(Path(name).expanduser())
     else:
         try:
-            yield HubFiles(name, revision)
+            cached = _cached(name, revision)
+            yield HubFiles(name, revision) if cached is None else FolderFiles(cached)
         except HFDumperError:
             raise
         except Exception as error:
-            reason = hub_reason(error) or one_line(f"{type(error).__name__}: {error}")
+            reason = hub_reason(error)
+            if reason is None:
+                raise
             msg = f"Cannot read {name!r}: no folder here has that name, and {reason}."
             raise ModelError(msg) from error
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """Return the folder of a repository in the cache if that is all there is to be had."""
+    if not must_be_cached(name, revision):
+        return None
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, local_files_only=True))

@@ -105,7 +105,7 @@ def _found(name: str, revision: str | None, doing: str, *, bars: bool = False) -
             work.hide()
         from hf_dumper.model import DEMO_MODEL
 
-        cached = not is_here and _must_be_cached(name, revision)
+        cached = not is_here and must_be_cached(name, revision)
         source = DEMO_MODEL if name == DEMO else str(Path(name).expanduser()) if is_here else name
         yield _Place(name, is_here, source, {"local_files_only": True} if cached else {})
 
@@ -143,7 +143,7 @@ def check_folder(name: str) -> bool:
     return False
 
 
-def _must_be_cached(name: str, revision: str | None) -> bool:
+def must_be_cached(name: str, revision: str | None) -> bool:
     """Tell whether the hub is out of reach and there is a copy in the cache to load instead.
 
     One question without retries; `from_pretrained` would retry every file for most of a minute.

@@ -59,7 +59,8 @@ class Size:
 class Estimate:
     """Sizes of a dump of one run; None where `why` says why they are not known.
 
-    `records` are those of the prefill, and of a decoded token.
+    `records` are those of the prefill, and of a decoded token. Where there are sizes, `why` says
+    what they leave out, "" for nothing.
     """
 
     tokens: int
@@ -93,7 +94,13 @@ def estimate(
     if prefill.logits:
         kinds["last_logits"] = _of_logits(once, prefill, decode)
     counts = len(prefill.pieces) + 1, decode and len(decode.pieces) + 1
-    return Estimate(tokens, rows, counts, kinds)
+    return Estimate(tokens, rows, counts, kinds, _left_out(model))
+
+
+def _left_out(model: Any) -> str:
+    parts = ("vision_config", "audio_config")
+    has_more = any(getattr(model.config, name, None) is not None for name in parts)
+    return "of text alone: what an image or sound adds is not counted" if has_more else ""
 
 
 def _once(model: torch.nn.Module, options: dict[str, Any]) -> int:

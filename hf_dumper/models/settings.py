@@ -42,6 +42,10 @@ _NOT_COMPARED: Final = ("_name_or_path", "transformers_version", "dtype", "torch
 """Fields of a configuration that say where it comes from, or are compared by themselves."""
 
 
+_WHERE_FROM: Final = ("name_or_path", "is_local", "local_files_only")
+"""Fields of a tokenizer that say how it was loaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of one side by section: config, generation, tokenizer, identity, environment.
@@ -136,8 +140,16 @@ def _tokenizer(files: ModelFiles) -> Values:
     for name in ("chat_template.jinja", "chat_template.json"):
         if name in files.sizes:
             found["chat_template"] = files.path(name).read_text(encoding="utf-8")
-    found.pop("name_or_path", None)
-    return found
+    if "tokenizer_class" in found:
+        found["tokenizer_class"] = _class_name(str(found["tokenizer_class"]))
+    return {name: value for name, value in found.items() if name not in _WHERE_FROM}
+
+
+def _class_name(name: str) -> str:
+    """Return what a class is called by itself: transformers has several names for some."""
+    import transformers
+
+    return str(getattr(getattr(transformers, name, None), "__name__", name))
 
 
 def settings_of_dump(reader: DumpReader) -> Settings:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from hf_dumper import DEMO_MODEL
 from hf_dumper.models.describe import describe
 from hf_dumper.models.files import FolderFiles
+from tests.integration.models.conftest import COMMIT
 
 CODE = "from .configuration_own import OwnConfig\nfrom .parts import Part\n"
 
@@ -183,3 +184,15 @@ def test_a_repository_that_is_not_there_is_told(served):
     assert done.returncode == 2
     assert "Cannot read 'o/other': no folder here has that name" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_repository_in_the_cache_is_described_when_the_hub_is_out_of_reach(served):
+    code = (
+        "from transformers import AutoModel; AutoModel.from_pretrained('o/m');"
+        "from huggingface_hub import constants; constants.HF_HUB_OFFLINE = True;"
+        "from hf_dumper.cli import main; main(['describe', 'o/m'])"
+    )
+    _, done = served(Path(DEMO_MODEL), code)
+    assert done.returncode == 0, done.stderr
+    assert f"snapshots/{COMMIT}" in done.stdout.splitlines()[0]
+    assert "LlamaForCausalLM (llama)" in done.stdout

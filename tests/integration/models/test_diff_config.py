@@ -113,6 +113,17 @@ def test_a_dump_equals_its_model_and_says_what_was_not_compared(cli, dumps, fold
     assert (status, keys(out)) == (1, ["identity.dtype"])
 
 
+def test_the_tokenizer_of_a_dump_equals_that_of_its_model(cli, folder, tmp_path):
+    assert cli("run", folder, "--prompt", "You", "--max-new-tokens", 1, "--dump", tmp_path / "d")
+    status, out, _ = cli("diff-config", folder, tmp_path / "d", "--json")
+    assert (status, keys(out)) == (0, [])
+    assert not any(line.startswith("tokenizer") for line in json.loads(out)["not_compared"])
+    change(tmp_path / "d" / "tokenizer" / "tokenizer_config.json", model_max_length=3)
+    assert keys(cli("diff-config", folder, tmp_path / "d", "--json")[1]) == [
+        "tokenizer.model_max_length"
+    ]
+
+
 def test_own_code_is_not_run_and_a_note_says_so(cli, folder, tmp_path):
     change(folder / "config.json", model_type="own_kind", auto_map={"AutoConfig": "c.C"})
     (folder / "c.py").write_text("raise SystemExit(7)")

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MambaConfig,
+    MixtralConfig,
+    T5Config,
+)
 
 from hf_dumper import DEMO_MODEL, DumpConfig, register_hook
 from hf_dumper.model import empty_model
@@ -78,6 +89,44 @@ def test_it_is_within_a_tenth_of_real_dumps(way, folder, guess, tmp_path):
 def test_a_decoded_token_alone_is_within_a_tenth_where_tensors_are_kept(folder, guess, tmp_path):
     one, three = (dumped(folder, tmp_path / str(last), last, {}) for last in (0, 2))
     assert guess.sizes["tensors"].token == pytest.approx((three - one) / 2, rel=0.1)
+
+
+def with_images():
+    sizes = RANDOM["llama"].to_dict()
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14}
+    made = LlavaForConditionalGeneration.__name__
+    return LlavaConfig(text_config=sizes, vision_config=vision, architectures=[made])
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (with_images(), "of text alone: what an image or sound adds is not counted"),
+        (MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=96), ""),
+        (BertConfig(num_hidden_layers=2, hidden_size=24, architectures=["BertModel"]), ""),
+        (T5Config(num_layers=2, d_model=32, d_ff=48, num_heads=4), ""),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_other_architectures_are_known(config, why, tmp_path):
+    config.save_pretrained(tmp_path)
+    guess = estimate(empty_model(tmp_path), DumpConfig("d").to_dict(), tokens=8, rows=1)
+    assert guess.why == why
+    generates = config.model_type != "bert"
+    assert (guess.sizes["tensors"].token is not None) == generates
+
+
+def test_a_model_whose_forward_needs_values_says_so(tmp_path):
+    class Reads(LlamaForCausalLM):
+        def forward(self, input_ids, **_more):
+            return input_ids.sum().item()
+
+    with torch.device("meta"):
+        model = Reads(RANDOM["llama"])
+    guess = estimate(model, DumpConfig("d").to_dict(), tokens=8, rows=1)
+    assert (guess.sizes, guess.records) == (None, None)
+    assert guess.why.startswith("a forward without values is not possible: ")
 
 
 def test_a_longer_prompt_weighs_more_and_a_decoded_token_much_the_same():
