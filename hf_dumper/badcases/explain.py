@@ -46,7 +46,8 @@ class Explained:
         golden_id: What the golden side chose there; the candidate's is its first choice where it
             followed. Texts are None without a tokenizer.
         margin: Golden logit of the first choice less that of the second, `margin_ulp` in units of
-            last place; `kl` in nats; `verdict` and `reason` as in `Comparison.tokens`.
+            last place; `verdict` and `reason` as in `Comparison.tokens`.
+        kl: KL(golden || candidate) there in nats; where no token differs, the largest of all.
         golden_reproduced: Whether the answer in the file and the tokens that were dumped agree as
             far as the shorter one goes, outer blanks apart; None without answer or text.
         candidate_reproduced: The same of the other side.
@@ -170,7 +171,9 @@ def _explained(
             return Explained(**facts, **values, status=PARTED)
         if row["top1_equal"] is False:
             return Explained(**facts, **values, status=FOLLOWED)
-    return Explained(**facts, status=ALIKE, reason=f"among {len(rows)} tokens")
+    known = [row["kl"] for row in rows if row["kl"] is not None]
+    reason = f"among {len(rows)} tokens; KL is the largest of them"
+    return Explained(**facts, status=ALIKE, reason=reason, kl=max(known, default=None))
 
 
 def _with_choice(told: Explained, reader: DumpReader, place: Place, tokenizer: Any) -> Explained:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -133,7 +134,38 @@ def test_the_same_model_differs_in_no_token(results, place, cli):
     sides = "--golden-model", "tiny", "--candidate-model", "tiny", "--dump", "out", "--json"
     status, out, _ = cli(*bad_cases(*sides))
     assert status == FAILED
-    assert {case["status"] for case in json.loads(out)["cases"]} == {"no token differs"}
+    cases = json.loads(out)["cases"]
+    assert [(case["status"], case["kl"], case["token"]) for case in cases] == [
+        ("no token differs", 0, None)
+    ] * 2
+
+
+def test_rows_of_a_padded_batch_are_found(results, place, cli, tiny_llama):
+    texts = [PROMPTS["a"], PROMPTS["b"]]  # of 3 and 5 tokens
+    ids = torch.tensor([[0] * (5 - len(text)) + [ord(c) for c in text] for text in texts])
+    for name, seed in (("golden", 0), ("candidate", 1)):
+        model = tiny_llama(seed=seed)
+        with register_hook(model, DumpConfig(place / name, "all")):
+            model.generate(ids, attention_mask=ids > 0, max_new_tokens=TOKENS, do_sample=False)
+    shutil.copytree(place / "tiny", place / "golden" / "tokenizer", dirs_exist_ok=True)
+    out = cli(*bad_cases("--golden-dump", "golden", "--candidate-dump", "candidate", "--json"))[1]
+    for row, case in enumerate(json.loads(out)["cases"]):
+        told = answer(tiny_llama(), texts[row]), answer(tiny_llama(seed=1), texts[row])
+        token = next(t for t in range(TOKENS) if told[0][t] != told[1][t])
+        assert (case["row"], case["token"], case["position"]) == (
+            row,
+            token,
+            len(texts[row]) + token - 1,
+        )
+
+
+def test_dumps_without_a_tokenizer_cannot_be_searched(results, place, cli, tiny_llama):
+    model, ids = tiny_llama(), torch.tensor([[5, 6]])
+    with register_hook(model, DumpConfig(place / "g", dump_last_logits=True)):
+        model.generate(ids, attention_mask=ids > 0, max_new_tokens=1)
+    status, _, err = cli(*bad_cases("--golden-dump", "g", "--candidate-dump", "g"))
+    assert status == IMPOSSIBLE
+    assert "keeps a tokenizer, so that prompts cannot be found" in err
 
 
 def test_answers_that_are_not_reproduced_are_told(results, place, cli):

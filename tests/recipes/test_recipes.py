@@ -123,6 +123,15 @@ def test_an_offloaded_model_gives_the_identical_dump(recipe):
     ]
 
 
+def test_the_first_layers_are_those_of_the_whole_model(recipe):
+    assert recipe("first_layers_only") == [
+        "identical, 74 tensors compared",
+        "model.layers.0: identical",
+        "model.layers.1: identical",
+    ]
+    assert recipe("first_layers_only", DEMO_MODEL, "1")[1:] == ["model.layers.0: identical"]
+
+
 def test_the_one_weight_that_differs_is_listed(recipe):
     recipe("weights_of_two_checkpoints")
     assert recipe("weights_of_two_checkpoints") == [
