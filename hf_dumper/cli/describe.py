@@ -59,7 +59,7 @@ def _is_short_of(found: "Description") -> bool:
     return any(not line.startswith(_OPTIONAL) for line in found.missing)
 
 
-_OPTIONAL = ("generation_config.json", "tokenizer")
+_OPTIONAL = ("generation_config.json", "tokenizer", "merges.txt", "preprocessor_config.json")
 """How lines begin about what a model loads without."""
 
 
