@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from hf_dumper.core.names import near
 from hf_dumper.errors import PromptError
-from hf_dumper.prompts.files import read_rows
 from hf_dumper.prompts.prompt import Prompt
+from hf_dumper.prompts.table import Selection, open_table
 
 _WORDS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 """What a cell of `passed` may be, in any case."""
@@ -66,7 +66,8 @@ def read_results(
             meant; the message names the row, counted from 0.
     """
     path, names = Path(source), columns or Columns()
-    there, rows = read_rows(path)
+    table = open_table(str(path), Selection())
+    there, rows = table.columns, [row for _, row in table]
     if not rows:
         msg = f"{path} holds no results."
         raise PromptError(msg)

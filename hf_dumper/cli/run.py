@@ -23,7 +23,7 @@ from hf_dumper.cli.options import (
 )
 from hf_dumper.cli.sources import Source, source_of
 from hf_dumper.cli.terminal import Work, calm, print_json, stdout
-from hf_dumper.errors import DumpWriteError, EmptyDumpError
+from hf_dumper.errors import DumpWriteError, EmptyDumpError, PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hf_dumper.config import DumpConfig
     from hf_dumper.diagnose import SelfCheck
     from hf_dumper.report.terminal import IndexedReader
-    from hf_dumper.runner import PromptResult
+    from hf_dumper.runner import PromptResult, RowRunner
     from hf_dumper.session import DumpSession
 
 Model = Annotated[
@@ -57,6 +57,9 @@ SelfChecked = Annotated[
     ),
 ]
 
+_TOLD = 20
+"""Failures that are told one by one."""
+
 
 @flat
 def run(
@@ -70,7 +73,7 @@ def run(
     json: Json = False,
 ) -> int:
     """Generate from prompts and dump what happens inside the model."""
-    source = source_of(prompts, generation)
+    source = source_of(prompts, generation, dump.to_config().seed)
     config = place(dump.to_config(source.selection()))
     from hf_dumper.cli.models import load_model
 
@@ -86,7 +89,7 @@ def run(
         results = dump_all(
             loaded, tokenizer, source, config, console, check=check, predict=prompt_predictions
         )
-    whole = finish(config, results, check, console, as_json=json)
+    whole = finish(config, results, check, console, as_json=json, rows=source.rows)
     return DONE if whole and len(results) == source.asked else FAILED
 
 
@@ -126,22 +129,28 @@ def dump_all(
     from hf_dumper.model import register_hook
 
     results: list[PromptResult] = []
-    tokens = source.tokens
-    with _told(config, results), register_hook(model, config, tokenizer=tokenizer) as session:
+    predicted = None
+    with (
+        _told(config, results),
+        _nothing_left(source),
+        register_hook(model, config, tokenizer=tokenizer) as session,
+    ):
         if check is not None:
             session.note("self_check", check.to_dict())
         with Work(f"Dumping to {config.dump_path}") as work:
 
             def on_token(index: int, done: int) -> None:
-                work.update(sum(tokens[:index]) + done, sum(tokens))
+                work.update(*source.progress(index, done))
 
             for result in source.each(model, tokenizer, on_token):
                 results.append(result)
-                if predict and result.run is not None:
+                fresh = predict and result.run not in (None, predicted)
+                if fresh and result.run is not None:
+                    predicted = result.run
                     _predict(session, model, result.run)
                 with work.aside():
                     console.print(_answer(result))
-                    if predict and result.run is not None:
+                    if fresh and result.run is not None:
                         _tell_predictions(console, session, result.run)
     return results
 
@@ -153,6 +162,7 @@ def finish(
     console: Console,
     *,
     as_json: bool,
+    rows: "RowRunner | None" = None,
 ) -> bool:
     """Print what is in the dump and how to open it; return whether all of it is there."""
     from hf_dumper.cli.inspect import open_indexed
@@ -161,16 +171,53 @@ def finish(
 
     path = Path(str(config.dump_path))
     with open_indexed(path) as reader:
-        runs = [summary(reader, r.run) for r in results if r.run is not None]
+        made = dict.fromkeys(r.run for r in results if r.run is not None)
+        runs = [summary(reader, run) for run in made]
         for run in runs:
             run["prompt_predictions"] = predictions(path, run["run"])
         if as_json:
-            print_json(_as_dict(path, runs, check))
+            print_json(_as_dict(path, runs, check) | _row_facts(rows))
         else:
             console.print()
+            if rows is not None:
+                _tell_rows(console, rows, path)
             _tell_dump(console, reader, runs)
-    whole = len(runs) == len(results) and all(run["complete"] for run in runs)
+    whole = all(r.run is not None for r in results) and all(run["complete"] for run in runs)
     return whole and (check is None or check.identical)
+
+
+@contextmanager
+def _nothing_left(source: Source) -> Iterator[None]:
+    """Let a dump be in which every row is there already; tell why no row is."""
+    try:
+        yield
+    except EmptyDumpError as error:
+        rows = source.rows
+        if rows is None or not (rows.skipped or rows.failures):
+            raise
+        if not rows.skipped:
+            raise PromptError(rows.failures[0].error) from error
+
+
+def _tell_rows(console: Console, rows: "RowRunner", path: Path) -> None:
+    from hf_dumper.report.terminal import plural
+
+    if rows.skipped:
+        console.print(f"Skipped {plural(rows.skipped, 'row')} that the dump holds already.")
+    if rows.replaced:
+        console.print(f"Made {plural(rows.replaced, 'run')} again that had not been complete.")
+    for failure in rows.failures[:_TOLD]:
+        console.print(Text(f"Row {failure.row} FAILED: {failure.error}", "red"), soft_wrap=True)
+    if rows.failures:
+        count = plural(len(rows.failures), "row")
+        console.print(f"{count} failed: see {path / 'failures.jsonl'}.", soft_wrap=True)
+
+
+def _row_facts(rows: "RowRunner | None") -> dict[str, Any]:
+    if rows is None:
+        return {}
+    failures = [{"row": failure.row, "error": failure.error} for failure in rows.failures]
+    return {"skipped": rows.skipped, "replaced": rows.replaced, "failures": failures}
 
 
 def _check_predictable(model: "PreTrainedModel") -> None:
@@ -201,7 +248,7 @@ def _check(
     from hf_dumper.diagnose import self_check
 
     with Work("Self-check"):
-        inputs, options = source.first(tokenizer)
+        inputs, options = source.first(tokenizer, model)
         moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         return self_check(model, moved, config, **options)
 
@@ -255,7 +302,8 @@ def _tell_dump(console: Console, reader: "IndexedReader", runs: list[dict[str, A
     records = sum(run["records"] for run in runs)
     what = f"{plural(records, 'tensor')} of {plural(len(runs), 'run')}"
     of = f" of {made}" if made > len(tokens) else ""
-    console.print(f"Dumped {what}: {_tokens(tokens, ranges(tokens))}{of}.")
+    if runs:
+        console.print(f"Dumped {what}: {_tokens(tokens, ranges(tokens))}{of}.")
     if of and reader.manifest["identity"]["dump_config"]["token_range"] is None:
         console.print("--token-range all dumps the others, too.", style="dim")
     for run in runs:

@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from hf_dumper.cli.failures import one_line
 from hf_dumper.errors import DumpWarning
@@ -29,6 +38,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, where the total is known."""
+
+    def render(self, task: Task) -> Text:
+        found = super().render(task)
+        return found.append(" left") if found.plain else found
+
+
 class Work:
     """Progress of one piece of work: a bar on stderr once it takes long, nothing in a pipe."""
 
@@ -39,6 +56,8 @@ class Work:
             *columns,
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
+            _TimeLeft(),
+            speed_estimate_period=600,
             console=Console(stderr=True),
             transient=True,
             redirect_stdout=False,  # or answers that are piped elsewhere would end up on stderr
@@ -50,9 +69,10 @@ class Work:
         self._timer = threading.Timer(SOON, self._show)
         self._timer.daemon = True
 
-    def update(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done, total=total, count=f"{done}/{total}")
+    def update(self, done: int, total: int | None) -> None:
+        """Move the bar; a total that nobody knows is None."""
+        count = str(done) if total is None else f"{done}/{total}"
+        self._bar.update(self._task, completed=done, total=total, count=count)
 
     def hide(self) -> None:
         """Show nothing after all: something else has bars of its own."""

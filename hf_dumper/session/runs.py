@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -17,6 +17,9 @@ from hf_dumper.core.types import SKIPPED, RunInfo, RunResult
 from hf_dumper.errors import CaptureError, DumpIncompleteWarning, DumpWriteError
 from hf_dumper.session.model_dump import ModelDump
 from hf_dumper.session.notices import warn_caller
+
+_NEXT_FREE: Final[tuple[int, Mapping[str, Any]]] = (-1, {})
+"""The number of a run that nobody numbered, and no facts about its source."""
 
 
 class RunKeeper:
@@ -43,6 +46,7 @@ class RunKeeper:
         self._thread: int | None = None
         self._raised: Exception | None = None
         self._pid = os.getpid()
+        self._next: tuple[int, Mapping[str, Any]] = _NEXT_FREE
 
     @property
     def last(self) -> int | None:
@@ -59,6 +63,20 @@ class RunKeeper:
         """Whether a run is in progress in this thread."""
         return self._thread == threading.get_ident()
 
+    def number_next(self, run: int, source: Mapping[str, Any] | None) -> None:
+        """Give the next run this number; `source` says where its prompts come from.
+
+        Raises:
+            CaptureError: the number is none, or a run is in progress.
+        """
+        if isinstance(run, bool) or not isinstance(run, int) or run < 0:
+            msg = f"A run's number is an int from 0, not {run!r}."
+            raise CaptureError(msg)
+        if self.is_open:
+            msg = "Number a run before it begins; one is in progress."
+            raise CaptureError(msg)
+        self._next = run, {} if source is None else {"source": dict(source)}
+
     def begin(self, kind: str, prompt: Mapping[str, Any], expected: int) -> bool:
         """Open a run; False when it cannot be written, which is a warning and no more.
 
@@ -67,11 +85,13 @@ class RunKeeper:
         """
         refuse_compiled(self._model)
         self.is_lost, self._raised = False, None
+        (number, source), self._next = self._next, _NEXT_FREE
+        prompt = {**prompt, **source}
         scope = ExitStack()
         if self._config.seed is not None:
             scope.enter_context(seeded(self._config.seed))
         try:
-            run = self._dump.open_run(RunInfo(-1, kind, determinism_facts(), prompt, expected))
+            run = self._dump.open_run(RunInfo(number, kind, determinism_facts(), prompt, expected))
         except OSError as error:
             scope.close()
             self.is_lost = True

@@ -139,6 +139,17 @@ class DumpSession(HookOwner):
         """Add a JSON-ready fact about the whole dump to its manifest, outside of its identity."""
         self._dump.note(name, value)
 
+    def number_next(self, run: int, source: Mapping[str, Any] | None = None) -> None:
+        """Give the next run this number, from 0, instead of the next free one.
+
+        A number that the dump has already is a DumpWriteError when that run begins. `source` are
+        JSON-ready facts about where its prompts come from, which `run.json` keeps under "prompt".
+
+        Raises:
+            CaptureError: the number is none, or a run is in progress.
+        """
+        self._runs.number_next(run, source)
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Dump nothing while the block runs; the hooks stay.
