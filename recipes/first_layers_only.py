@@ -1,6 +1,7 @@
 """Dump only the first layers of a model: a small golden reference while a port is being written.
 
-Run: ``python recipes/first_layers_only.py [MODEL] [LAYERS] [OUT]``. What to look at: the
+Run: ``python recipes/first_layers_only.py [MODEL] [LAYERS] [OUT]``. ``hf-dumper truncate`` writes
+such a model as a checkpoint of its own. What to look at: the
 layers that both have are identical; the comparison leaves out what comes after the cut.
 """
 

@@ -69,7 +69,7 @@ def read_results(
     table = open_table(str(path), Selection())
     there, rows = table.columns, [row for _, row in table]
     if not rows:
-        msg = f"{path} holds no results."
+        msg = f"{path} holds no rows."
         raise PromptError(msg)
     for field in ("id", *needed):
         name = getattr(names, field)

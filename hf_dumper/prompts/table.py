@@ -212,7 +212,7 @@ def _loaded(name: str, chosen: Selection, *what: str, **options: Any) -> Table:
 
 def nothing(name: str) -> PromptError:
     """Return the error about a source without rows."""
-    return PromptError(f"{name} holds no prompts.")
+    return PromptError(f"{name} holds no rows.")
 
 
 def _sliced(name: str, splits: Mapping[str, Any], wanted: str | None) -> tuple[Any, Numbers]:

@@ -84,7 +84,7 @@ def test_a_missing_column_is_an_error_that_lists_those_there(write):
 @pytest.mark.parametrize("text", ["", "id,prompt,answer,passed\n"])
 def test_a_file_of_nothing_is_an_error(tmp_path, text):
     (tmp_path / "r.csv").write_text(text)
-    with pytest.raises(PromptError, match="holds no results"):
+    with pytest.raises(PromptError, match="holds no rows"):
         read_results(tmp_path / "r.csv")
 
 

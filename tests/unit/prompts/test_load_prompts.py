@@ -87,9 +87,9 @@ def test_a_csv_keeps_every_cell_as_it_is_written(write):
 @pytest.mark.parametrize(
     ("name", "content", "options", "match"),
     [
-        ("a.txt", "", {}, "holds no prompts"),
-        ("a.txt", "\n\n", {}, "holds no prompts"),
-        ("a.json", "[]", {}, "holds no prompts"),
+        ("a.txt", "", {}, "holds no rows"),
+        ("a.txt", "\n\n", {}, "holds no rows"),
+        ("a.json", "[]", {}, "holds no rows"),
         ("a.txt", b"caf\xe9", {}, "Cannot read .*a.txt: 'utf-8' codec"),
         ("a.json", "[", {}, "Cannot read .*a.json: "),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt":\n', {}, "Cannot read .* in row 1"),

@@ -209,7 +209,7 @@ def test_a_column_and_a_template_contradict_each_other(ten):
         ({"split": "trian"}, "Cannot take split 'trian' .*Splits: 'train'"),
         ({"split": "train[1:"}, "Unrecognized instruction"),
         ({"split": "train[0:3]+train[2:4]"}, "names a row twice"),
-        ({"split": "train[3:3]"}, "holds no prompts"),
+        ({"split": "train[3:3]"}, "holds no rows"),
         ({"split": "trian", "streaming": True}, "Cannot take split 'trian'"),
         ({"split": "train[:10%]", "streaming": True}, "one slice by numbers"),
         ({"split": "train[-2:]", "streaming": True}, "one slice by numbers"),
