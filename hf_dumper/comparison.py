@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
-from pathlib import Path
 
 from hf_dumper.compare import saved
 from hf_dumper.compare.comparing import compare_dumps, judge_comparison
@@ -79,7 +78,7 @@ def load_comparison(folder: str | PathLike[str]) -> Comparison:
 
 def _opened(side: Dump, stack: ExitStack) -> DumpReader:
     if isinstance(side, str | PathLike):
-        return stack.enter_context(open_dump(Path(side)))
+        return stack.enter_context(open_dump(side))
     return side
 
 

@@ -17,6 +17,7 @@
     │   ├── DumpWriteError (OSError)        the dump could not be written
     │   ├── EmptyDumpError                  nothing at all was captured
     │   └── KeyNotFoundError (KeyError)     no such run, token, module or slot in the dump
+    ├── HubError                            a hub that does not give or take what it was asked for
     └── PromptError (ValueError)            prompts that cannot be read
 
     DumpWarning (UserWarning)
@@ -87,6 +88,10 @@ class KeyNotFoundError(DumpError, KeyError):
     def __str__(self) -> str:
         """Return the message itself; `KeyError` would show its repr."""
         return str(self.args[0]) if self.args else ""
+
+
+class HubError(HFDumperError):
+    """A hub does not give or take what it was asked for; the message says why in one line."""
 
 
 class PromptError(HFDumperError, ValueError):

@@ -1,9 +1,10 @@
 """The drop-in: load a model as an Auto class does, with a dump session on it."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     initialization,
 )
+from transformers.models.auto import modeling_auto
 
 from hf_dumper.capture.facts import Tokenizer
 from hf_dumper.config import DumpConfig
@@ -26,14 +28,13 @@ from hf_dumper.session import DumpSession
 DEMO_MODEL = str(Path(__file__).parent / "assets" / "demo_model")
 """Folder of the small trained Llama that comes with the package."""
 
-_CLASSES = (
+_GENERATING = (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
     AutoModelForImageTextToText,
-    AutoModel,
 )
-"""Auto classes whose models generate, and the base class."""
+"""Auto classes whose models generate: they come first where several make the same class."""
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -67,7 +68,8 @@ class DumpingModel:
         Args:
             name_or_path: Repository on the hub, or a folder.
             dump_config: What to dump; None means `DumpConfig()`.
-            auto_class: Auto class to load with. None takes causal language model, else sequence to
+            auto_class: Auto class to load with. None takes the one whose model the checkpoint was
+                saved from; where that is not known causal language model, else sequence to
                 sequence, else base model: the first one that knows the model's configuration.
             tokenizer: Kept with the dump, and used for the text of prompts and answers.
             **auto_model_kwargs: What `auto_class.from_pretrained` takes: dtype, device_map,
@@ -126,15 +128,22 @@ def pick_auto_class(name_or_path: str | PathLike[str], options: dict[str, Any]) 
         hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS}
         config = AutoConfig.from_pretrained(config or name_or_path, **hub)
     saved = next(iter(getattr(config, "architectures", None) or ()), None)
-    for auto in _CLASSES:
+    classes: list[Any] = [*_GENERATING, AutoModel, *_auto_classes()]
+    for auto in classes:
         if saved in _names(auto._model_mapping.get(type(config), None)):
-            return auto
+            return cast("type[Any]", auto)
     remote = getattr(config, "auto_map", None) or {}
     general = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
     for auto in reversed(general) if getattr(config, "is_encoder_decoder", False) else general:
         if type(config) in auto._model_mapping or auto.__name__ in remote:
             return auto
     return AutoModel
+
+
+def _auto_classes() -> Iterator[type[Any]]:
+    """Return every Auto class of transformers that makes models, also classifiers and detectors."""
+    classes: Iterator[Any] = (v for v in vars(modeling_auto).values() if isinstance(v, type))
+    return (c for c in classes if getattr(c, "_model_mapping", None) is not None)
 
 
 def _names(classes: Any) -> list[str]:

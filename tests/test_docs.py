@@ -32,11 +32,13 @@ PLACES = {
     "GOLDEN": "d",
     "CANDIDATE": "candidate",
     "KEPT": "kept",
+    "PORT": "demo",
+    "BAD": "bad",
     "...": "You may copy",
 }
 """What the words that a reader replaces are replaced by."""
 
-JUDGING = ("compare", "judge")
+JUDGING = ("compare", "judge", "diff-config", "bad-cases")
 """Commands whose answer may be no."""
 
 BLOCKED = "import sys; sys.modules['hf_dumper'] = None\n"
@@ -130,6 +132,9 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "You may copy"}')
     (tmp_path / "questions.csv").write_text("question,answer\nMay I?,yes\nWhy?,\nHow?,so\n")
     (tmp_path / "limits.toml").write_text("warn = 3.0")
+    for name, passed in (("golden", "yes"), ("candidate", "no")):
+        rows = f"id,prompt,answer,passed\n1,You may copy,it,{passed}\n"
+        (tmp_path / f"{name}.csv").write_text(rows)
     return tmp_path
 
 
@@ -144,7 +149,9 @@ def said_to_run(command, folder):
     return arguments
 
 
-@pytest.mark.parametrize("page", [*READMES, PROMPTS], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*READMES, PROMPTS, ROOT / "docs" / "models.md"], ids=lambda page: page.name
+)
 def test_every_command_of_a_page_runs(page, files, capfd):
     for command in commands(page):
         if command.startswith("make "):

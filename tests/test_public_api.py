@@ -31,6 +31,7 @@ PUBLIC = [
     "EmptyDumpError",
     "FollowTokens",
     "HFDumperError",
+    "HubError",
     "KeyNotFoundError",
     "ModelError",
     "NotYetError",

@@ -58,12 +58,15 @@ class CacheReader:
         layers = _layers(cache)
         if not layers:
             yield f"cache: what a {type(cache).__name__} holds cannot be read"
+        yield from _unread(cache)
         for name, layer in layers:
             is_self = not name.endswith(".cross")
             axis = POS if is_self else OTHER  # columns of an encoder are none of this forward
             yield from _added(name, layer, self._lengths.get(name, 0), rows, (cols, axis))
             yield from _states(name, layer, rows)
             yield from _unread(layer)
+            if _is_empty(layer):
+                yield f"cache: a {type(layer).__name__} holds nothing"
 
 
 def _returned(output: Any) -> Any:
@@ -130,9 +133,16 @@ def _row(tensor: torch.Tensor, rows: int) -> str:
     return ROW if tensor.shape[0] == rows else OTHER
 
 
+def _is_empty(layer: Any) -> bool:
+    """Tell whether a layer has neither keys nor states: its module keeps them itself, or none."""
+    states = (getattr(layer, f"{kind}_states", None) or {} for kind in ("conv", "recurrent"))
+    held = [getattr(layer, "keys", None), *(state for kind in states for state in kind.values())]
+    return not any(isinstance(part, torch.Tensor) for part in held)
+
+
 def _unread(layer: Any) -> Iterator[str]:
-    """Yield a reason for every tensor of a layer that is none of the above."""
-    for name, value in vars(layer).items():
+    """Yield a reason for every tensor of a layer, or of a cache, that is none of the above."""
+    for name, value in getattr(layer, "__dict__", {}).items():
         if name in _KNOWN or (name.startswith("_quantized") and value is not None):
             continue
         held = value.values() if isinstance(value, dict) else value

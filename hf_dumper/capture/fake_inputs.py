@@ -34,9 +34,29 @@ def fake_inputs(model: torch.nn.Module, rows: int, tokens: int) -> dict[str, tor
         wanted["decoder_input_ids"] = _ids
     if "pixel_values" in names and not _generates(model):  # text and images in one forward
         wanted["pixel_values"] = _images
-    dtype = getattr(model, "dtype", torch.float32)
+    if main == "pixel_values" and "input_ids" in names:
+        wanted["input_ids"] = _ids
     found = {name: maker(config, rows, tokens) for name, maker in wanted.items()}
-    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
+    return {name: _typed(model, tensor) for name, tensor in found.items()}
+
+
+def tower_inputs(model: torch.nn.Module, rows: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the methods that call the towers of a model alone, and what they take.
+
+    Only a model that generates has any: the forward of another one calls its towers itself.
+    """
+    config: Any = getattr(model, "config", None)
+    return {
+        method: {name: _typed(model, make(config, rows, 0))}
+        for method, (name, make) in _TOWERS.items()
+        if _generates(model) and callable(getattr(model, method, None))
+    }
+
+
+def _typed(model: torch.nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of numbers in the model's type, and one of ids as it is."""
+    dtype = getattr(model, "dtype", torch.float32)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _dummies(model: torch.nn.Module, main: str) -> dict[str, torch.Tensor]:
@@ -88,8 +108,9 @@ def _waves(config: Any, rows: int, _tokens: int) -> torch.Tensor:
 
 
 def _asked(config: Any, name: str, default: Any) -> Any:
-    """Return a value of the configuration, or of its part about images."""
-    for part in (config, getattr(config, "vision_config", None)):
+    """Return a value of the configuration, or of its part about images or sound."""
+    parts = (getattr(config, name, None) for name in ("vision_config", "audio_config", "encoder"))
+    for part in (config, *parts):
         value = getattr(part, name, None)
         if value is not None:
             return value
@@ -101,4 +122,9 @@ _MAKERS: Final[Mapping[str, Callable[[Any, int, int], torch.Tensor]]] = {
     "pixel_values": _images,
     "input_features": _features,
     "input_values": _waves,
+}
+
+_TOWERS: Final = {
+    "get_image_features": ("pixel_values", _images),
+    "get_audio_features": ("input_features", _features),
 }

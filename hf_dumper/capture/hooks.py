@@ -121,8 +121,8 @@ class Tap:
         except Exception as error:  # whatever we did wrong, the model must go on
             intake.fail(error)
 
-    def after(self, _module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-        """Record the outputs; a forward hook with keyword arguments."""
+    def after(self, _module: Any, _args: Any, output: Any) -> None:
+        """Record the outputs; a forward hook."""
         intake = self.intake
         if intake is None or not intake.recording or not self.open:
             return

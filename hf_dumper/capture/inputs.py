@@ -117,12 +117,22 @@ def _past(given: Mapping[str, Any]) -> int | None:
         cache = given.get(name)
         if cache is None:
             continue
-        length = getattr(cache, "get_seq_length", None)
         try:
-            return _as_int(length()) if callable(length) else None
+            return _length(cache)
         except ValueError:  # a cache of states alone says so in this way (transformers 5.23)
             return None
     return 0
+
+
+def _length(cache: Any) -> int | None:
+    """Return how many columns a cache has seen, None where it does not tell."""
+    count = getattr(cache, "get_seq_length", None)
+    if not callable(count):
+        return None
+    # That of the first layer, and 0 where that one keeps its states elsewhere (MiniMax, 5.23).
+    layers = getattr(cache, "layers", None)
+    within = map(_length, layers) if isinstance(layers, list) else ()
+    return _as_int(count()) or max((n for n in within if n), default=0)
 
 
 def _as_int(length: Any) -> int:

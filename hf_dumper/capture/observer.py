@@ -243,7 +243,7 @@ class Observer:
     def _rank(self) -> None:
         """Rank the candidates of earlier tokens; called where batches are resolved."""
         if self._trace is not None:
-            self._trace.rank()
+            self._trace.rank_if_worth()
 
     def _take_cache(self, cache: CacheReader, output: Any) -> None:
         """Record what the forward that is over added to the cache."""

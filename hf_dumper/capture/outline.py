@@ -1,16 +1,17 @@
 """The outline of a model on the meta device: no weights, no values, only shapes."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from hf_dumper.capture.fake_inputs import fake_inputs
+from hf_dumper.capture.fake_inputs import fake_inputs, tower_inputs
 from hf_dumper.core.outline import DtypeTotal, ModuleOutline, Outline, Shapes
 from hf_dumper.core.slots import leaves
 from hf_dumper.core.types import ROOT
@@ -32,16 +33,24 @@ _WAYS: Final = (
 def outline(model: nn.Module, *, rows: int, tokens: int) -> Outline:
     """Return the modules of a model on the meta device, after a forward that computes nothing.
 
-    Where no forward is possible, because it depends on values or takes inputs of another kind, the
-    shapes are unknown, and each module says why. The model's kernels may be changed by this.
+    The towers of a model that goes on from a text are called by themselves: with a text they would
+    need values. Where no forward is possible, because it depends on values or takes inputs of
+    another kind, the shapes are unknown, and each module says why. The model's kernels may be
+    changed by this.
     """
-    notes, inputs = [], {}
+    notes: list[str] = []
+    inputs: dict[str, torch.Tensor] = {}
     try:
         inputs = fake_inputs(model, rows, tokens)
-        seen, note = _try(model, inputs)
+        seen, note = _try(model, partial(model.eval(), **inputs))
         notes += [note] if note else []
     except ModelError as error:
         seen = _Seen(failure=str(error))
+    for name, given in tower_inputs(model, rows).items():
+        tower, _ = _try(model, partial(getattr(model, name), **given))
+        if seen.add(tower, name):
+            inputs |= given
+            notes.append(f"what the forward did not call was learnt by {name}")
     counted = _count(model)
     modules = [
         _describe(name, module, seen, counted[module]) for name, module in model.named_modules()
@@ -66,13 +75,21 @@ class _Seen:
         found = ((s, tuple(v.shape)) for s, v in leaves("output", output) if _is_tensor(v))
         self.shapes.setdefault(module, tuple(found))
 
+    def add(self, other: "_Seen", by: str) -> bool:
+        """Add what another call showed; return whether that is anything new."""
+        is_new = not other.shapes.keys() <= self.shapes.keys()
+        self.shapes = other.shapes | self.shapes
+        if other.failure and not self.failure:
+            self.failure = f"{_NOT_CALLED}; by {by} {other.failure}"
+        return is_new
+
 
 def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _try(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[_Seen, str]:
-    """Run the forward with one kind of kernels after the other; return the best, and a note."""
+def _try(model: nn.Module, call: Callable[[], object]) -> tuple[_Seen, str]:
+    """Call the model with one kind of kernels after the other; return the best, and a note."""
     best, changes, note = _Seen(), [], ""
     for name, change in _WAYS:
         try:
@@ -80,7 +97,7 @@ def _try(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[_Seen, s
         except (AttributeError, ValueError):  # the model has no such choice
             continue
         changes += [name] if name else []
-        seen = _run(model, inputs)
+        seen = _run(model, call)
         if (not best.failure and not best.shapes) or len(seen.shapes) > len(best.shapes):
             best = seen
             note = f"shapes were learnt with {' and '.join(changes)}" if changes else ""
@@ -89,7 +106,7 @@ def _try(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[_Seen, s
     return best, note
 
 
-def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> _Seen:
+def _run(model: nn.Module, call: Callable[[], object]) -> _Seen:
     seen = _Seen()
     names = {module: name or ROOT for name, module in model.named_modules()}
     with ExitStack() as stack:
@@ -98,7 +115,7 @@ def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> _Seen:
             stack.enter_context(module.register_forward_hook(seen.leave))
         try:
             with torch.no_grad():
-                model.eval()(**inputs)
+                call()
         except Exception as error:  # code of others meets tensors without values: anything
             where = names[seen.open[-1]] if seen.open else ROOT
             told = " ".join(str(error).split())[:120]

@@ -1,12 +1,12 @@
 """Who owns which bytes: of equal tensors of a forward only the first keeps its copy."""
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
+from hf_dumper.capture.copying import memmove
 from hf_dumper.core.arena import Chunk
 from hf_dumper.core.types import Description, Records
 
@@ -14,12 +14,6 @@ Statistics: TypeAlias = Mapping[int, tuple[float, ...]]
 _NONE: Final[Statistics] = MappingProxyType({})
 
 Key: TypeAlias = tuple[int, tuple[int, ...], str]
-
-# ctypes.memmove releases the GIL, and the thread that then takes it may keep it for milliseconds:
-# for the few kilobytes of one decoded token that is a hundred times the copy.
-memmove = ctypes.PyDLL(None).memmove
-memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-memmove.restype = ctypes.c_void_p
 
 
 class Owners:

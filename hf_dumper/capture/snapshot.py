@@ -16,13 +16,14 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from xxhash import xxh3_64_intdigest
 
+from hf_dumper.capture.copying import large_copier, memmove
 from hf_dumper.capture.hooks import Call, Intake
-from hf_dumper.capture.owners import Owners, memmove
+from hf_dumper.capture.owners import Owners
 from hf_dumper.capture.storable import PLAIN, STORABLE, is_literal, shape_of, unstorable
 from hf_dumper.core.arena import Arena, Chunk
 from hf_dumper.core.axes import infer_axes
@@ -32,6 +33,17 @@ from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Description, R
 
 Source: TypeAlias = tuple[str, str]
 """Name and class name of the module that a tensor was seen at."""
+
+
+class Kind(NamedTuple):
+    """What the tensors of one shape, dtype and device share in a forward."""
+
+    axes: str
+    dtype: str
+    shape: tuple[int, ...]
+    device: str
+    nbytes: int
+
 
 _MOST, _LEAST = 1024, 64
 """Records after which a batch leaves in any case, and at a good moment."""
@@ -92,9 +104,13 @@ class Snapshot:
         self._describe_large = describe_large
         self._described_now: dict[int, tuple[float, ...]] = {}
         self._sizes = (0, 0, 0, False)
-        self._by_sizes: dict[tuple[object, ...], tuple[int, dict[Any, Description]]] = {}
+        self._by_sizes: dict[
+            tuple[object, ...], tuple[int, dict[Any, Description], dict[Any, Kind]]
+        ] = {}
         self._described: dict[Any, Description] = {}
+        self._kinds: dict[Any, Kind] = {}
         self.intake = Intake() if intake is None else intake
+        self._copy_large = large_copier(compiled=type(self.intake) is not Intake)
         self._connect(self.intake)
 
     def _connect(self, intake: Intake) -> None:
@@ -117,8 +133,8 @@ class Snapshot:
         self._sizes = (tick.rows, tick.cols, tick.keep, tick.past > 0)
         known = self._by_sizes.get(self._sizes)
         if known is None:
-            known = self._by_sizes[self._sizes] = (next(_epochs), {})
-        self.intake.epoch, self._described = known
+            known = self._by_sizes[self._sizes] = (next(_epochs), {}, {})
+        self.intake.epoch, self._described, self._kinds = known
 
     def call(self) -> Call:
         """Count a call that is over at once, for a tensor that belongs to no module's call."""
@@ -205,7 +221,7 @@ class Snapshot:
             # some hundred of them a long prompt took 300 MB more.
             self._described_now[len(self.intake.rows)] = table[0].item()
         elif is_new:
-            offset = self._copy(pointer, nbytes, ctypes.memmove)
+            offset = self._copy(pointer, nbytes, self._copy_large)
         self._note(what, number, index, offset, digest)
 
     def _note(
@@ -223,18 +239,23 @@ class Snapshot:
         if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
             return None
         shape, dtype = tensor.shape, tensor.dtype
-        key = (source[0], slot, shape, dtype, tensor.get_device())
+        kind = (shape, dtype, tensor.get_device())
+        key = (source[0], slot, kind)
         what = self._described.get(key)
         if what is None or not tensor.data_ptr():
-            if unstorable(tensor) is not None:
-                return None
-            axes = infer_axes(tuple(shape), *self._sizes)
-            what = self._described[key] = Description(
-                *(*source, slot, param, "", axes, STORABLE[dtype], tuple(shape)),
-                str(tensor.device),
-                tensor.nbytes,
-            )
+            values = self._kinds.get(kind)
+            if values is None or not tensor.data_ptr():
+                if unstorable(tensor) is not None:
+                    return None
+                values = self._kinds[kind] = self._kind_of(tensor)
+            where = (*source, slot, param, "")
+            what = self._described[key] = Description._make((*where, *values, ""))
         return what
+
+    def _kind_of(self, tensor: torch.Tensor) -> Kind:
+        shape = tuple(tensor.shape)
+        axes = infer_axes(shape, *self._sizes)
+        return Kind(axes, STORABLE[tensor.dtype], shape, str(tensor.device), tensor.nbytes)
 
     @property
     def counts(self) -> Counter[str]:

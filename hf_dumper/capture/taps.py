@@ -66,7 +66,7 @@ def tap_modules(
         # but a method of a compiled class would be copied as it is.
         before, after = MethodType(kind.before, tap), MethodType(kind.after, tap)
         stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
-        stack.enter_context(module.register_forward_hook(after, with_kwargs=True))
+        stack.enter_context(module.register_forward_hook(after))
 
 
 def announce_kernels(model: torch.nn.Module, tell: Callable[[], None], stack: ExitStack) -> None:

@@ -5,6 +5,7 @@ whoever writes batches, behind the forward; only where no batches leave is it do
 """
 
 import ctypes
+import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -14,15 +15,19 @@ import numpy as np
 import torch
 
 from hf_dumper.capture.candidates import as_floats, rank_candidates
+from hf_dumper.capture.copying import memmove
 from hf_dumper.capture.inputs import RootInputs
 from hf_dumper.capture.integers import Integers, Numbers
-from hf_dumper.capture.owners import memmove
 from hf_dumper.capture.storable import PLAIN, is_literal
 from hf_dumper.core.trace import Candidates, TokenTrace
 from hf_dumper.core.types import Tick
 
-_MOST, _MOST_BYTES = 8, 32 << 20
+_MOST, _MOST_BYTES = 32, 32 << 20
 """Tokens, and bytes of their logits, that may wait for their candidates to be ranked."""
+
+
+_ENOUGH, _ENOUGH_BYTES = 16, 1 << 18
+"""As many as are worth a turn of the writer's thread, and as many as are ranked at once."""
 
 
 class _Inputs(NamedTuple):
@@ -58,7 +63,7 @@ class _Logits(NamedTuple):
 class TraceRecorder:
     """Records one generation.
 
-    `rank` may be called from any thread, everything else from the model's.
+    `rank` and `rank_if_worth` may be called from any thread, everything else from the model's.
     """
 
     def __init__(self) -> None:
@@ -93,8 +98,22 @@ class TraceRecorder:
         self._tokens.append(_Token(token, forwards, chosen, self._shape))
         if logits is not None and logits.rows == len(chosen):
             self._waiting.append((len(self._tokens) - 1, logits))
-            if len(self._waiting) > min(_MOST, _MOST_BYTES // (logits.nbytes or 1)):
+            if self._is_full(_MOST + 1, _MOST_BYTES + logits.nbytes):
                 self.rank()
+
+    def _is_full(self, tokens: int, nbytes: int) -> bool:
+        """Tell whether so many tokens wait, or so many bytes of logits like the last ones."""
+        try:
+            _, last = self._waiting[-1]
+        except IndexError:  # another thread has just ranked them
+            return False
+        waiting = len(self._waiting)
+        return waiting >= tokens or waiting * last.nbytes >= nbytes
+
+    def rank_if_worth(self) -> None:
+        """Rank what waits, if there is enough of it by now."""
+        if self._is_full(_ENOUGH, _ENOUGH_BYTES):
+            self.rank()
 
     def rank(self) -> None:
         """Rank the candidates of all tokens that wait for it; an error is kept for `tokens`."""
@@ -102,16 +121,30 @@ class TraceRecorder:
             return
         with self._ranking:
             while self._waiting:
-                index, logits = self._waiting[0]
+                group = self._alike()
                 try:
-                    table = as_floats(logits.memory, logits.rows * logits.vocabulary, logits.dtype)
-                    self._candidates[index] = rank_candidates(
-                        table.reshape(logits.rows, logits.vocabulary), self._tokens[index].chosen
-                    )
+                    self._rank(group)
                 except Exception as error:  # in whatever thread: the model must go on
                     self._failure = self._failure or error
-                self._waiting.popleft()
-                self._free.append(logits.memory)
+                for _, logits in group:
+                    self._waiting.popleft()
+                    self._free.append(logits.memory)
+
+    def _alike(self) -> list[tuple[int, _Logits]]:
+        """Return the first that wait, as far as their logits have one shape and type."""
+        form, nbytes = self._waiting[0][1][1:], self._waiting[0][1].nbytes
+        most = min(_ENOUGH, max(1, _ENOUGH_BYTES // (nbytes or 1)), len(self._waiting))
+        first = (self._waiting[i] for i in range(most))  # more may come while we look
+        return list(itertools.takewhile(lambda item: item[1][1:] == form, first))
+
+    def _rank(self, group: list[tuple[int, _Logits]]) -> None:
+        _, rows, vocabulary, dtype = group[0][1]
+        flat = [as_floats(logits.memory, rows * vocabulary, dtype) for _, logits in group]
+        chosen = [id_ for index, _ in group for id_ in self._tokens[index].chosen]
+        table = flat[0] if len(flat) == 1 else np.concatenate(flat)  # a copy
+        found = rank_candidates(table.reshape(-1, vocabulary), chosen)
+        for i, (index, _) in enumerate(group):
+            self._candidates[index] = found.of_rows(i * rows, (i + 1) * rows)
 
     def tokens(self) -> tuple[TokenTrace, ...]:
         """Return the tokens that were chosen, with their candidates.

@@ -5,15 +5,21 @@ from typing import Annotated
 import typer
 
 from hf_dumper import __version__
+from hf_dumper.cli.bad_cases import bad_cases, text_metrics
 from hf_dumper.cli.compare import compare, judge
 from hf_dumper.cli.convert import convert
 from hf_dumper.cli.demo import demo
+from hf_dumper.cli.describe import describe
+from hf_dumper.cli.diff_config import diff_config
+from hf_dumper.cli.download import download
 from hf_dumper.cli.failures import guarded
 from hf_dumper.cli.inspect import inspect
+from hf_dumper.cli.push import push
 from hf_dumper.cli.run import run
 from hf_dumper.cli.show import show
 from hf_dumper.cli.summary import summary
 from hf_dumper.cli.trace import trace
+from hf_dumper.cli.truncate import truncate
 from hf_dumper.cli.verify import verify
 
 app = typer.Typer(
@@ -36,6 +42,13 @@ for command in (
     judge,
     verify,
     convert,
+    download,
+    push,
+    describe,
+    truncate,
+    diff_config,
+    bad_cases,
+    text_metrics,
 ):
     app.command()(guarded(command))
 

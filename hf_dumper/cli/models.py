@@ -1,10 +1,10 @@
 """Models and tokenizers by the name that a user types."""
 
-import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hf_dumper.cli.failures import hub_reason, one_line
 from hf_dumper.cli.options import ModelOptions
@@ -33,6 +33,23 @@ _FOR_TOKENIZER: Final = ("revision", "trust_remote_code", "local_files_only")
 _DTYPES: Final = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
 
 
+class _Place(NamedTuple):
+    """Where a model is: what `from_pretrained` is to be given, and keywords beside it."""
+
+    name: str
+    is_here: bool
+    source: str
+    keywords: dict[str, bool]
+
+    @contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Tell in one line what goes wrong when `what` is loaded."""
+        try:
+            yield
+        except Exception as error:  # files of others, read by code of others
+            raise ModelError(_why(self.name, what, error, is_here=self.is_here)) from error
+
+
 def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any]:
     """Return a model and its tokenizer.
 
@@ -40,29 +57,14 @@ def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any
         ModelError: there is no such model, or it cannot be loaded; one line that says why.
         ConfigError: an unknown dtype.
     """
-    is_here = name == DEMO or check_folder(name)
     kwargs = _kwargs(options)
-    bars = not is_here and sys.stderr.isatty()
-    with Work(f"Loading {name}") as work, calm(bars=bars):
-        if bars:
-            work.hide()
+    with _found(name, options.revision, "Loading", bars=True) as place:
         from transformers import AutoTokenizer
 
-        from hf_dumper.model import DEMO_MODEL, pick_auto_class
-
-        _check_dtype(kwargs)
-        if not is_here and _must_be_cached(name, options.revision):
-            kwargs["local_files_only"] = True
-        source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
-        hub = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZER}
-        what = repr(name)
-        try:
-            model = pick_auto_class(source, kwargs).from_pretrained(source, **kwargs)
-            what = f"the tokenizer of {name!r}"
-            tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-        except Exception as error:  # files of others, read by code of others
-            raise ModelError(_why(name, what, error, is_here=is_here)) from error
-    return model, tokenizer
+        model = _load(place, kwargs)
+        hub = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZER} | place.keywords
+        with place.told(f"the tokenizer of {name!r}"):
+            return model, AutoTokenizer.from_pretrained(place.source, **hub)
 
 
 def load_weights(name: str, options: ModelOptions, **more: Any) -> "PreTrainedModel":
@@ -70,40 +72,52 @@ def load_weights(name: str, options: ModelOptions, **more: Any) -> "PreTrainedMo
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded; one line that says why.
+        ConfigError: an unknown dtype.
     """
-    is_here = name == DEMO or check_folder(name)
-    kwargs = _kwargs(options) | more
-    with Work(f"Loading {name}"), calm():
-        from hf_dumper.model import DEMO_MODEL, pick_auto_class
-
-        if not is_here and _must_be_cached(name, options.revision):
-            kwargs["local_files_only"] = True
-        source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
-        try:
-            auto = pick_auto_class(source, kwargs)
-            return auto.from_pretrained(source, **kwargs)  # type: ignore[no-any-return]
-        except Exception as error:  # files of others, read by code of others
-            raise ModelError(_why(name, repr(name), error, is_here=is_here)) from error
+    with _found(name, options.revision, "Loading") as place:
+        return _load(place, _kwargs(options) | more)
 
 
-def load_empty(name: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_empty(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """Return a model without weights, by its configuration alone.
 
     Raises:
         ModelError: there is no such model, or it cannot be made; one line that says why.
     """
-    is_here = name == DEMO or check_folder(name)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    with Work(f"Reading {name}"), calm():
-        from hf_dumper.model import DEMO_MODEL, empty_model
+    with _found(name, revision, "Reading") as place, place.told(repr(name)):
+        from hf_dumper.model import empty_model
 
-        if not is_here and _must_be_cached(name, None):
-            options["local_files_only"] = True
-        source = DEMO_MODEL if name == DEMO else os.path.expanduser(name) if is_here else name  # noqa: PTH111
-        try:
-            return empty_model(source, **options)
-        except Exception as error:  # files of others, read by code of others
-            raise ModelError(_why(name, repr(name), error, is_here=is_here)) from error
+        if revision is not None and not place.is_here:
+            options["revision"] = revision
+        return empty_model(place.source, **options, **place.keywords)
+
+
+@contextmanager
+def _found(name: str, revision: str | None, doing: str, *, bars: bool = False) -> Iterator[_Place]:
+    """Yield where a model is, while the terminal shows what is done; `bars` lets downloads too."""
+    is_here = name == DEMO or check_folder(name)
+    bars = bars and not is_here and sys.stderr.isatty()
+    with Work(f"{doing} {name}") as work, calm(bars=bars):
+        if bars:
+            work.hide()
+        from hf_dumper.model import DEMO_MODEL
+
+        cached = not is_here and must_be_cached(name, revision)
+        source = DEMO_MODEL if name == DEMO else str(Path(name).expanduser()) if is_here else name
+        yield _Place(name, is_here, source, {"local_files_only": True} if cached else {})
+
+
+def _load(place: _Place, options: dict[str, Any]) -> "PreTrainedModel":
+    from hf_dumper.model import pick_auto_class
+
+    _check_dtype(options)
+    kwargs = options | place.keywords
+    with place.told(repr(place.name)):
+        auto = pick_auto_class(place.source, kwargs)
+        return auto.from_pretrained(place.source, **kwargs)  # type: ignore[no-any-return]
 
 
 def check_folder(name: str) -> bool:
@@ -129,7 +143,7 @@ def check_folder(name: str) -> bool:
     return False
 
 
-def _must_be_cached(name: str, revision: str | None) -> bool:
+def must_be_cached(name: str, revision: str | None) -> bool:
     """Tell whether the hub is out of reach and there is a copy in the cache to load instead.
 
     One question without retries; `from_pretrained` would retry every file for most of a minute.

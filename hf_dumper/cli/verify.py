@@ -62,7 +62,10 @@ def verify(dump: Dump, again: Again, json: Json = False) -> int:
     facts = verification.to_dict()
     if not json:
         tell_files(verification)
-    if again.rerun and verification.verdict != "damaged":
+    if again.rerun and verification.verdict == "damaged":
+        if not json:
+            stdout().print("not run again: the dump is damaged", soft_wrap=True)
+    elif again.rerun:
         rerun = run_again(path, again)
         facts["rerun"] = rerun.to_dict()
         # What could not be hashed is made again, and then compared by its hash.
@@ -155,7 +158,7 @@ def tell_rerun(rerun: "Rerun") -> None:
 _REPEATED: Final = {
     "equal": "run again, the model gives the same records and tokens, bit for bit",
     "differs": "run again, the model does not give the same bits",
-    "not repeated": "not all runs could be repeated",
+    "not repeated": "not all runs could be repeated and compared",
 }
 
 

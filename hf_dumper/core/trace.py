@@ -32,6 +32,17 @@ class Candidates:
     chosen_probability: Floats
     chosen_rank: Ints
 
+    def of_rows(self, start: int, stop: int) -> "Candidates":
+        """Return those of some rows, half-open."""
+        rows = slice(start, stop)
+        return Candidates(
+            self.ids[rows],
+            self.probabilities[rows],
+            self.margin[rows],
+            self.chosen_probability[rows],
+            self.chosen_rank[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenTrace:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from hf_dumper.capture.generation import FollowTokens
 from hf_dumper.capture.seeding import seeded
-from hf_dumper.config import DumpConfig
+from hf_dumper.config import RAISE, DumpConfig
 from hf_dumper.core.types import ROOT
 from hf_dumper.diagnose.changes import Change, changes_of_manifest, changes_of_run
 from hf_dumper.diagnose.same_records import RecordCheck, check_records
@@ -51,6 +51,11 @@ class RunAgain:
         """Whether every record was compared and has the same bytes, and the tokens are the same."""
         return self.records is not None and self.records.is_equal and self.tokens_equal
 
+    @property
+    def differs(self) -> bool:
+        """Whether a record or the tokens were compared and are not the same."""
+        return self.records is not None and not (self.tokens_equal and not self.records.difference)
+
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
@@ -62,10 +67,9 @@ class Rerun:
     @property
     def verdict(self) -> str:
         """EQUAL only when there are runs, all were repeated, and every record is the same."""
-        repeated = [again for again in self.runs if not again.why_not]
-        if not all(again.is_equal for again in repeated):
+        if any(again.differs for again in self.runs):
             return DIFFERS
-        return EQUAL if self.runs and len(repeated) == len(self.runs) else NOT_REPEATED
+        return EQUAL if self.runs and all(a.is_equal for a in self.runs) else NOT_REPEATED
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -95,7 +99,7 @@ def rerun(dump: Path, model: PreTrainedModel) -> Rerun:
 
 def _config(manifest: Mapping[str, Any], path: Path) -> DumpConfig:
     identity = manifest["identity"]
-    options = {**identity["dump_config"], "dump_path": path}
+    options = {**identity["dump_config"], "dump_path": path, "on_error": RAISE}
     return DumpConfig.from_dict({**options, "hash_weights": manifest.get("weights") is not None})
 
 
@@ -127,11 +131,11 @@ def _again(
     reason = _why_not(golden, info)
     if reason:
         return RunAgain(run, reason)
-    before = len(session.runs)
-    with _as_it_was(model, info, seed=session.config.seed):
-        _run(model, session, wanted, info, _positional(golden, run))
-    if len(session.runs) == before:
-        return RunAgain(run, "the run could not be dumped again")
+    try:
+        with _as_it_was(model, info, seed=session.config.seed):
+            _run(model, session, wanted, info, _positional(golden, run))
+    except Exception as error:  # of a model that is not the dump's, or of a disk that is full
+        return RunAgain(run, f"{type(error).__name__}: {error}")
     number = session.runs[-1]
     with NativeReader(session.path) as candidate:
         new = candidate.run_info(number)

@@ -1,14 +1,23 @@
-"""The records of two runs against each other, by their hashes."""
+"""The records of two runs against each other, by their hashes and their statistics."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hf_dumper.core.statistics import FIELDS
 from hf_dumper.core.types import SKIPPED
 from hf_dumper.store import NativeReader
 
 _KEY: Final = ("rank", "forward", "module", "slot", "call", "op")
 _VALUE: Final = ("dtype", "shape", "hash", "reason")
+
+_ROUNDED: Final = {"mean": False, "std": False, "l2": True, "sum": True}
+"""Statistics that are added up, and whether they grow with the number of elements."""
+
+_ROUNDING: Final = 1e-9
+"""How far apart, in units of the largest value, sums of the same values may be: another processor
+adds them up in another order."""
 
 Key = tuple[Any, ...]
 
@@ -19,7 +28,8 @@ class RecordCheck:
 
     Attributes:
         records: Those of the dump.
-        equal: Those with the same type, shape and hash; what both sides skipped is among them.
+        equal: Those with the same type, shape and hash, and whose statistics, if the dump has any,
+            are those of these bytes; what both sides skipped is among them.
         unchecked: Those of which the dump has no hash.
         difference: The first that differs in order of the dump, and how; "" when none does.
     """
@@ -47,10 +57,10 @@ def check_records(
         other = theirs.pop(key, None)
         if value["hash"] is None and not value["reason"]:
             unchecked += 1
-        elif other == value:
-            equal += 1
+        elif how := _difference(value, other):
+            difference = difference or f"{_named(key)}: {how}"
         else:
-            difference = difference or f"{_named(key)}: {_how(value, other)}"
+            equal += 1
     if theirs and not difference:
         first = next(iter(theirs))
         difference = f"{_named(first)}: the dump does not have it"
@@ -58,10 +68,10 @@ def check_records(
 
 
 def _rows(reader: NativeReader, run: int) -> Iterator[tuple[Key, dict[str, Any]]]:
-    table = reader.index(run).select([*_KEY, *_VALUE, "status"])
+    table = reader.index(run).select([*_KEY, *_VALUE, *FIELDS, "status"])
     for batch in table.to_batches(max_chunksize=4096):
         for row in batch.to_pylist():
-            value = {name: row[name] for name in _VALUE}
+            value = {name: row[name] for name in (*_VALUE, *FIELDS)}
             value["reason"] = value["reason"] if row["status"] == SKIPPED else ""
             yield tuple(row[name] for name in _KEY), value
 
@@ -72,10 +82,25 @@ def _named(key: Key) -> str:
     return f"{module} {slot}, forward {forward}{more}"
 
 
-def _how(golden: dict[str, Any], candidate: dict[str, Any] | None) -> str:
+def _difference(golden: dict[str, Any], candidate: dict[str, Any] | None) -> str:
+    """Return how a record differs from what it was, "" when it does not."""
     if candidate is None:
         return "the run did not make it again"
     for name in ("reason", "dtype", "shape"):
         if golden[name] != candidate[name]:
             return f"{name} {golden[name]!r} then, {candidate[name]!r} now"
-    return "its bytes are not the same"
+    if golden["hash"] != candidate["hash"]:
+        return "its bytes are not the same"
+    for name in FIELDS:
+        if not _is_same(name, golden, candidate):
+            told = f"{name} {golden[name]!r} then, {candidate[name]!r} now"
+            return f"the same bytes, and other statistics: {told}"
+    return ""
+
+
+def _is_same(name: str, golden: dict[str, Any], candidate: dict[str, Any]) -> bool:
+    then, now = golden[name], candidate[name]
+    if then == now or name not in _ROUNDED or then is None or now is None:
+        return bool(then == now)
+    unit = (candidate["absmax"] or 0) * (candidate["count"] if _ROUNDED[name] else 1)
+    return math.isclose(then, now, rel_tol=0, abs_tol=_ROUNDING * unit)

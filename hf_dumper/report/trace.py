@@ -13,13 +13,19 @@ from hf_dumper.report.texts import candidate, quoted, texts_of
 from hf_dumper.store.kept import tokenizer_folder
 
 _INDENT = "    "
+_MOST = 8
+"""Numbers or texts that are shown side by side; of more, the last ones."""
+
+_OPTIONS = ("do_sample", "repetition_penalty", "no_repeat_ngram_size", "use_cache", "eos_token_id")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+"""Options of a generation that are shown, the latter where it samples; --json has all."""
 
 
 def trace_facts(reader: DumpReader, run: int) -> dict[str, Any]:
     """Return what is known of a generation, JSON-ready.
 
-    `tokens` are the rows of the trace with `chosen_text` and `top_texts`, None without a tokenizer
-    in the dump.
+    `tokens` are the rows of the trace with `input_texts`, `chosen_text` and `top_texts`, None
+    without a tokenizer in the dump.
 
     Raises:
         KeyNotFoundError: the run has no trace.
@@ -27,9 +33,11 @@ def trace_facts(reader: DumpReader, run: int) -> dict[str, Any]:
     info = reader.run_info(run)
     rows = reader.trace(run).to_pylist()
     folder = tokenizer_folder(reader.path)
-    ids = {i for row in rows for i in (*(row["top_ids"] or ()), row["chosen_id"])}
+    lists = [row[name] or () for row in rows for name in ("input_ids", "top_ids")]
+    ids = {row["chosen_id"] for row in rows}.union(*lists)
     texts = texts_of(folder, ids) if folder else {}
     for row in rows:
+        row["input_texts"] = row["input_ids"] and [texts.get(i) for i in row["input_ids"]]
         row["chosen_text"] = texts.get(row["chosen_id"])
         row["top_texts"] = row["top_ids"] and [texts.get(i) for i in row["top_ids"]]
     return {
@@ -56,13 +64,15 @@ def trace_lines(facts: Mapping[str, Any]) -> Iterator[Text]:
     yield Text(f"{head} in {plural(batch, 'row')}" if batch > 1 else head, "bold")
     for row, prompt in enumerate((facts["prompt"] or {}).get("text") or ()):
         yield Text.assemble((f"prompt{_row(row, batch)}  ", "dim"), quoted(prompt))
+    yield from _options(facts["generation_config"])
     yield from _limit(facts["length"])
     yield from _inside(facts["prompt_predictions"])
     for token, group in groupby(rows, key=lambda row: row["token"]):
         yield Text()
         for i, row in enumerate(group):
             if not i:
-                yield Text.assemble((f"token {token}", "bold"), (f"  {_input(row)}", "dim"))
+                yield Text.assemble((f"token {token}", "bold"), (f"  {_forward(row)}", "dim"))
+            yield Text(f"{_INDENT}in{_row(row['row'], batch)}  {_input(row)}", "dim")
             yield _chosen(row, batch)
             yield _candidates(row)
     yield Text()
@@ -76,6 +86,14 @@ def _inside(rows: Sequence[Mapping[str, Any]] | None) -> Iterator[Text]:
         yield from prediction_lines(rows)
 
 
+def _options(config: Mapping[str, Any] | None) -> Iterator[Text]:
+    known = config or {}
+    names = (*_OPTIONS, *_SAMPLING) if known.get("do_sample") else _OPTIONS
+    told = ", ".join(f"{name}={known[name]}" for name in names if known.get(name) is not None)
+    if told:
+        yield Text.assemble(("config  ", "dim"), told)
+
+
 def _limit(length: Mapping[str, Any] | None) -> Iterator[Text]:
     if length:
         comes_to = length["max_new_tokens"]
@@ -84,7 +102,7 @@ def _limit(length: Mapping[str, Any] | None) -> Iterator[Text]:
         yield Text.assemble(("limit  ", "dim"), told)
 
 
-def _input(row: Mapping[str, Any]) -> str:
+def _forward(row: Mapping[str, Any]) -> str:
     columns = next((row[n] for n in ("input_ids", "positions", "mask") if row[n] is not None), None)
     parts = [NOTHING if columns is None else f"{plural(len(columns), 'column')} in"]
     if row["cache"] is not None:
@@ -92,9 +110,28 @@ def _input(row: Mapping[str, Any]) -> str:
         parts.append(f"{row['cache']}{length}")
     else:
         parts.append("no cache")
+    if row["use_cache"] is not None:
+        parts.append(f"use_cache={row['use_cache']}")
     if row["logits_shape"] is not None:
         parts.append(f"logits {tuple(row['logits_shape'])}")
     return ", ".join(parts)
+
+
+def _input(row: Mapping[str, Any]) -> str:
+    """Return what went in: ids with their texts, position ids, and the mask of these columns."""
+    ids, texts = row["input_ids"], row["input_texts"] or ()
+    known = [quoted(text) for text in texts if text is not None]
+    parts = ["embeddings" if ids is None else f"ids {_last(ids)}"]
+    if known and len(known) == len(texts):
+        parts[0] += f" {_last(known)}"
+    places, mask = row["position_ids"], row["mask"]
+    parts.append("no position_ids" if places is None else f"position_ids {_last(places)}")
+    parts.append("no mask" if mask is None else f"mask {_last(mask)}")
+    return ", ".join(parts)
+
+
+def _last(values: Sequence[Any]) -> str:
+    return ("… " if len(values) > _MOST else "") + " ".join(map(str, values[-_MOST:]))
 
 
 def _row(row: int, batch: int) -> str:

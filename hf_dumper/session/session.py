@@ -1,13 +1,11 @@
 """A session: one model, one configuration, one dump."""
 
-import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -16,7 +14,6 @@ from hf_dumper.capture.facts import (
     Tokenizer,
     decode,
     forward_facts,
-    input_facts,
     prompt_facts,
     result_facts,
 )
@@ -31,24 +28,18 @@ from hf_dumper.capture.modes import (
 )
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.saved import check_saved
-from hf_dumper.capture.seeding import determinism_facts, seeded
 from hf_dumper.capture.targets import select_modules
-from hf_dumper.config import INPUTS, OUTPUTS, RAISE, STATISTICS, DumpConfig
+from hf_dumper.config import INPUTS, OUTPUTS, STATISTICS, DumpConfig
 from hf_dumper.core.selection import parse_tokens
-from hf_dumper.core.types import SKIPPED, RunInfo, RunResult
 from hf_dumper.errors import (
     CaptureError,
-    DumpIncompleteWarning,
-    DumpWriteError,
     EmptyDumpError,
     TokenNeverReachedWarning,
 )
 from hf_dumper.session.forked import forget_when_forked
 from hf_dumper.session.model_dump import ModelDump
 from hf_dumper.session.notices import warn_caller
-
-_NEXT_FREE: Final[tuple[int, Mapping[str, Any]]] = (-1, {})
-"""The number of a run that nobody numbered, and no facts about its source."""
+from hf_dumper.session.runs import RunKeeper
 
 
 class DumpSession(HookOwner):
@@ -92,20 +83,13 @@ class DumpSession(HookOwner):
         )
         self._processor = DumpLogitsProcessor(self._on_scores)
         self._criteria = DumpStoppingCriteria(self._on_token)
-        self._runs: list[int] = []
-        self._next: tuple[int, Mapping[str, Any]] = _NEXT_FREE
-        self._stored = 0
         self._paused = 0
-        self._lost = False
-        self._raised: Exception | None = None
-        self._pid = os.getpid()
-        self._scope: ExitStack | None = None
-        self._thread: int | None = None
         self._depth = 0
         self._outer_error: BaseException | None = None
         self._hooks = ExitStack()
         self._closed = False
         self._dump = ModelDump(model, config, tokenizer)
+        self._runs = RunKeeper(model, config, self._observer, self._dump)
         self._guard = ModelGuard.of(model)
         self._guard.join(self)
         self.arm()
@@ -120,12 +104,12 @@ class DumpSession(HookOwner):
     @property
     def runs(self) -> tuple[int, ...]:
         """Numbers of the runs that this session dumped, in order."""
-        return tuple(self._runs)
+        return tuple(self._runs.numbers)
 
     @property
     def last_run(self) -> int | None:
         """Number of the latest run, None before the first."""
-        return self._runs[-1] if self._runs else None
+        return self._runs.last
 
     @property
     def closed(self) -> bool:
@@ -147,7 +131,7 @@ class DumpSession(HookOwner):
         return {
             "path": str(self.path),
             "runs": self.runs,
-            "records": self._stored,
+            "records": self._runs.stored,
             "closed": self._closed,
         }
 
@@ -164,13 +148,7 @@ class DumpSession(HookOwner):
         Raises:
             CaptureError: the number is none, or a run is in progress.
         """
-        if isinstance(run, bool) or not isinstance(run, int) or run < 0:
-            msg = f"A run's number is an int from 0, not {run!r}."
-            raise CaptureError(msg)
-        if self._scope is not None:
-            msg = "Number a run before it begins; one is in progress."
-            raise CaptureError(msg)
-        self._next = run, {} if source is None else {"source": dict(source)}
+        self._runs.number_next(run, source)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -179,7 +157,7 @@ class DumpSession(HookOwner):
         Raises:
             CaptureError: a run is in progress.
         """
-        if self._scope is not None:
+        if self._runs.is_open:
             msg = "Cannot pause in the middle of a run; pause before generate()."
             raise CaptureError(msg)
         self._paused += 1
@@ -206,7 +184,7 @@ class DumpSession(HookOwner):
         check_saved(name, tensor)
         if self._paused and not self._closed:
             return False
-        if self._scope is None or self._thread != threading.get_ident():
+        if not self._runs.is_here:
             msg = f"save({name!r}, ...) works while the dumped model runs, and in its thread only."
             raise CaptureError(msg)
         return self._observer.save(name, tensor)
@@ -217,7 +195,7 @@ class DumpSession(HookOwner):
         Raises:
             EmptyDumpError: not one record was dumped.
         """
-        if self._release() and not self._stored:
+        if self._release() and not self._runs.stored:
             raise EmptyDumpError(self._why_empty())
 
     def __enter__(self) -> Self:
@@ -271,8 +249,8 @@ class DumpSession(HookOwner):
             "followed": plan.followed,
             "length": plan.limit.facts(None),
         }
-        expected = self._expected(plan.max_new_tokens)
-        if not self._begin_run("generate", prompt_facts(call.values, self._tokenizer), expected):
+        prompt = prompt_facts(call.values, self._tokenizer)
+        if not self._begin("generate", prompt, plan.max_new_tokens):
             with self.pause():
                 yield lambda _result: None
             return
@@ -284,7 +262,7 @@ class DumpSession(HookOwner):
             error = raised_error
             raise
         finally:
-            self._end_run(facts, error)
+            self._end(facts, error)
         self._warn_missed(facts.get("generated_tokens"))
 
     # --- hooks and callbacks ---------------------------------------------------------------------
@@ -294,30 +272,30 @@ class DumpSession(HookOwner):
     ) -> None:
         if self._paused or self._closed:
             return
-        if self._scope is not None and self._thread != threading.get_ident():
+        if self._runs.is_open and not self._runs.is_here:
             msg = "Another thread runs the model while it is being dumped; use one thread."
             raise CaptureError(msg)
         self._depth += 1
         if self._depth > 1 and not self._was_interrupted():
             return
-        if self._scope is None:
+        if not self._runs.is_open:
             self._outer_error = sys.exc_info()[1]
-            if not self._begin_run("forward", forward_facts(args, kwargs), self._expected(1)):
+            if not self._begin("forward", forward_facts(args, kwargs), 1):
                 return
             self._observer.start_forward()
         self._observer.before_root(args, kwargs)
 
     def _after_root(self, _module: torch.nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        if self._closed or not self._depth or (self._thread or 0) != threading.get_ident():
+        if self._closed or not self._depth or not self._runs.is_here:
             return
         self._depth -= 1
-        if self._depth or self._scope is None:
+        if self._depth:
             return
         self._observer.after_root(output)
         if not self._observer.clock.generating:
             # An always-called hook is given None for the output of a forward that raised.
             error = sys.exc_info()[1] if output is None else None
-            self._end_run({}, None if error is self._outer_error else error)
+            self._end({}, None if error is self._outer_error else error)
 
     def _was_interrupted(self) -> bool:
         """End a bare forward that left no trace, so that this one is not taken for a part of it.
@@ -330,9 +308,20 @@ class DumpSession(HookOwner):
             frame = cast("FrameType", frame.f_back)
         if depth > 1:
             return False
-        self._end_run({}, CaptureError("the forward was interrupted"))
+        self._end({}, CaptureError("the forward was interrupted"))
         self._depth = 1
         return True
+
+    def _begin(self, kind: str, prompt: Mapping[str, Any], forwards: int | None) -> bool:
+        try:
+            return self._runs.begin(kind, prompt, self._expected(forwards))
+        except BaseException:
+            self._depth = 0
+            raise
+
+    def _end(self, facts: Mapping[str, Any], error: BaseException | None) -> None:
+        self._depth = 0
+        self._runs.end(facts, error)
 
     def _on_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> None:
         if self._follows():
@@ -341,7 +330,7 @@ class DumpSession(HookOwner):
     def _on_token(self, ids: torch.Tensor) -> None:
         if self._follows():
             self._observer.see_token(ids)
-            self._stop_if_failed()
+            self._runs.stop_if_failed()
 
     def _follows(self) -> bool:
         """Tell whether a callback belongs to a run.
@@ -349,9 +338,9 @@ class DumpSession(HookOwner):
         Raises:
             CaptureError: a generation that the session cannot see, such as `cls.generate(model)`.
         """
-        if self._closed or self._paused or self._lost:
+        if self._closed or self._paused or self._runs.is_lost:
             return False
-        if self._scope is None:
+        if not self._runs.is_open:
             msg = "The session's callbacks run outside of model.generate(), which it watches."
             raise CaptureError(msg)
         return True
@@ -363,112 +352,7 @@ class DumpSession(HookOwner):
         self.disarm()
         self._guard.leave(self)
 
-    # --- runs ------------------------------------------------------------------------------------
-
-    def _begin_run(self, kind: str, prompt: Mapping[str, Any], expected: int) -> bool:
-        """Open a run; False when it cannot be written, which is a warning and no more.
-
-        Raises:
-            DumpWriteError: it cannot be written, with `on_error="raise"`.
-        """
-        refuse_compiled(self._model)
-        self._lost, self._raised = False, None
-        (number, source), self._next = self._next, _NEXT_FREE
-        prompt = {**prompt, **source}
-        scope = ExitStack()
-        if self.config.seed is not None:
-            scope.enter_context(seeded(self.config.seed))
-        try:
-            run = self._dump.open_run(RunInfo(number, kind, determinism_facts(), prompt, expected))
-        except OSError as error:
-            scope.close()
-            self._lost = True
-            if self.config.on_error == RAISE:
-                self._depth = 0
-                msg = f"A run cannot be dumped: {error}"
-                raise DumpWriteError(msg) from error
-            self._warn_incomplete("A run is not dumped at all", error)
-            return False
-        except BaseException:  # a dump of something else, or Ctrl-C
-            scope.close()
-            raise
-        self._scope, self._thread = scope, threading.get_ident()
-        self._runs.append(run)
-        self._observer.open_run(run, self._dump)
-        return True
-
-    def _end_run(self, facts: Mapping[str, Any], error: BaseException | None) -> None:
-        """Write the run out; what went wrong is written into the run, and told.
-
-        Raises:
-            DumpWriteError: with `on_error="raise"`, the run could not be written whole.
-            CaptureError: likewise, something could not be recorded.
-        """
-        scope, self._scope, self._thread, self._depth = self._scope, None, None, 0
-        if scope is None:
-            return
-        if self._pid != os.getpid():  # a forked process has no part in the run
-            scope.close()
-            return
-        observer = self._observer
-        known = self._raised is not None and error is self._raised
-        try:
-            observer.close_run()
-            self._dump.flush()  # what is an alias is found where batches are written
-        except BaseException as interruption:  # Ctrl-C: the run is ended all the same
-            error = interruption
-            raise
-        finally:
-            scope.close()
-            failure = self._commit(facts, observer.failure if known else error or observer.failure)
-            if failure is not None and not known:
-                self._tell(failure, error)
-
-    def _commit(self, facts: Mapping[str, Any], cause: BaseException | None) -> Exception | None:
-        """End the run in the dump; return what went wrong on our side."""
-        observer, snapshot = self._observer, self._observer.snapshot
-        trace = observer.take_trace()
-        cause = cause or observer.failure
-        inputs = observer.inputs
-        described = {} if inputs is None else input_facts(self._model, inputs)
-        counts = {**snapshot.counts, "skipped_by_reason": dict(snapshot.skipped), "discarded": 0}
-        self._stored += snapshot.counts.total() - snapshot.counts[SKIPPED]
-        reason = None if cause is None else f"{type(cause).__name__}: {cause}"
-        facts = {**facts, "inputs": described}
-        result = RunResult(facts, counts, reason, observer.left_out, trace)
-        try:
-            self._dump.commit_run(result)
-        except DumpWriteError as failure:
-            return failure
-        return observer.failure
-
-    def _tell(self, failure: Exception, error: BaseException | None) -> None:
-        """Warn of a dump that is not whole, or raise; an error that is under way comes first."""
-        if error is None and self.config.on_error == RAISE:
-            raise self._as_error(failure) from failure
-        self._warn_incomplete(self._incomplete, failure)
-
-    def _stop_if_failed(self) -> None:
-        """Record nothing more once the writer has failed.
-
-        Raises:
-            DumpWriteError: the writer failed, and `on_error="raise"` wants the generation to stop.
-            CaptureError: likewise, something could not be recorded.
-        """
-        if self._dump.failure is not None:
-            self._observer.stop()
-        failure = self._dump.failure or self._observer.failure
-        if failure is not None and self.config.on_error == RAISE:
-            self._raised = self._as_error(failure)
-            raise self._raised from failure
-
-    def _as_error(self, failure: BaseException) -> DumpWriteError | CaptureError:
-        ours = failure is self._observer.failure
-        return (CaptureError if ours else DumpWriteError)(f"{self._incomplete}: {failure}")
-
-    @property
-    def _incomplete(self) -> str:
-        return f"Run {self.last_run} in {self.path} is incomplete"
+    # --- facts of a run --------------------------------------------------------------------------
 
     def _result(self, result: Any, plan: GenerationPlan) -> dict[str, Any]:
         prompt_length = self._observer.clock.prompt_length
@@ -494,21 +378,21 @@ class DumpSession(HookOwner):
         if self._closed:
             return False
         self._closed = True
-        self._end_run({}, CaptureError("the session was closed in the middle of a run"))
+        self._end({}, CaptureError("the session was closed in the middle of a run"))
         self.disarm()
         self._guard.leave(self)
         self._dump.close()
         return True
 
     def _why_empty(self) -> str:
-        if not self._runs:
+        if not self._runs.numbers:
             return (
                 f"Nothing was dumped to {str(self.path)!r}: the model did not run before close()."
             )
         skipped = self._observer.snapshot.skipped
         seen = f" Skipped in the last run: {dict(skipped)}." if skipped else ""
         return (
-            f"Nothing was dumped to {str(self.path)!r}, runs: {len(self._runs)}. token_range="
+            f"Nothing was dumped to {str(self.path)!r}, runs: {len(self.runs)}. token_range="
             f"{self.config.token_range!r} was never reached, or nothing selected was called.{seen}"
         )
 
@@ -517,6 +401,3 @@ class DumpSession(HookOwner):
         if missed:
             msg = f"Tokens {missed} of token_range were not reached: {tokens} were generated."
             warn_caller(msg, TokenNeverReachedWarning)
-
-    def _warn_incomplete(self, what: str, error: BaseException) -> None:
-        warn_caller(f"{what}: {error}", DumpIncompleteWarning)

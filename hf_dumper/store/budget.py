@@ -1,6 +1,7 @@
 """A bound on the bytes of a dump: what is to be written is claimed first."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +40,10 @@ class Budget:
 
 
 def bytes_in(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
+    """Return the bytes of all files below a folder; another session may rename some meanwhile."""
     total = 0
     for where, _, names in os.walk(folder):
-        total += sum((Path(where) / name).lstat().st_size for name in names)
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(where) / name).lstat().st_size
     return total

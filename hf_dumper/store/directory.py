@@ -82,13 +82,14 @@ class DirectorySink(RunSink):
 
         Raises:
             DumpIdentityError: the dump holds others.
-            DumpWriteError: they cannot be written.
+            DumpWriteError: they cannot be written, or do not fit within the bound.
         """
         with writing(self.path):
             folder = self.path / WEIGHTS
             if folder.exists():
                 check_weights(folder, weights)
             else:
+                self._check_room(sum(weight.nbytes for weight in weights if not weight.reason))
                 write_weights(folder, weights)
 
     def _create(self, wanted: int) -> tuple[int, Path]:

@@ -6,7 +6,8 @@ from typing import Final, Protocol
 
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.registry import Registry
-from hf_dumper.errors import DumpFormatError, DumpNotFoundError
+from hf_dumper.errors import ConfigError, DumpFormatError, DumpNotFoundError
+from hf_dumper.hub.names import is_hub_url
 from hf_dumper.store.msit_reader import MsitReader
 from hf_dumper.store.reader import NativeReader
 
@@ -29,11 +30,17 @@ READERS.register("msit")(MsitReader)
 def open_dump(path: str | PathLike[str], *, reader: str | None = None) -> DumpReader:
     """Open the dump at `path` with the reader that recognises it, or with the named one.
 
+    `hf://datasets/user/name[@revision][/folder]`, or `hf://user/name`, is a dump on a hub: of it
+    only what is asked for is fetched.
+
     Raises:
         DumpNotFoundError: there is nothing at `path`.
+        HubError: the hub does not give it, in one line.
         DumpFormatError: no reader recognises it, or several do; or the dump is damaged.
         ConfigError: no reader has that name.
     """
+    if is_hub_url(str(path)):
+        return _open_remote(str(path), reader)
     folder = Path(path)
     if not folder.exists():
         msg = f"There is no dump at '{folder}'.{_nearby(folder)}"
@@ -52,6 +59,15 @@ def open_dump(path: str | PathLike[str], *, reader: str | None = None) -> DumpRe
         listed = ", ".join(map(repr, known))
         msg = f"'{folder}' is no dump that a reader recognises ({listed}).{_nearby(folder)}"
     raise DumpFormatError(msg)
+
+
+def _open_remote(url: str, reader: str | None) -> DumpReader:
+    from hf_dumper.store.remote import HubReader  # brings the hub's client
+
+    if reader not in (None, "native"):
+        msg = f"Reader {reader!r} reads folders only: download {url} first."
+        raise ConfigError(msg)
+    return HubReader(url)
 
 
 def _detects(kind: ReaderType, folder: Path) -> bool:

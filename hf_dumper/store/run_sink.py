@@ -116,6 +116,15 @@ class RunSink(ABC):
         """Return what the dump takes before the first run of this sink."""
         return bytes_in(self.path)
 
+    def _check_room(self, nbytes: int) -> None:
+        """See that so many bytes fit into the dump before its first run.
+
+        Raises:
+            DumpWriteError: they do not.
+        """
+        if self._max_bytes is not None:
+            Budget(self._max_bytes, self._bytes_before()).claim(nbytes)
+
     def _budget(self, run: RunInfo) -> Budget:
         """Return what the dump may still take, less what the end of the run will need."""
         if self._max_bytes is None:

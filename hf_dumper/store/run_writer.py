@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from hf_dumper.core.digests import sealed
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED, Batch, Records, RunInfo, RunResult
-from hf_dumper.errors import CaptureError
+from hf_dumper.errors import CaptureError, DumpWriteError
 from hf_dumper.store import layout
 from hf_dumper.store.budget import Budget
 from hf_dumper.store.durable import sync
@@ -19,7 +19,7 @@ from hf_dumper.store.forward import ColumnCache, ForwardTable
 from hf_dumper.store.reduce import describe_records
 from hf_dumper.store.shards import Places, nowhere
 from hf_dumper.store.tables import GrowingTable
-from hf_dumper.store.trace import write_trace
+from hf_dumper.store.trace import TRACE, trace_table, write_trace
 
 _TABLES: Final = {layout.INDEX: layout.INDEX_SCHEMA, layout.POSITIONS: layout.POSITIONS_SCHEMA}
 
@@ -114,8 +114,9 @@ class RunWriter:
         if that is still possible.
         """
         self._drop_forward()
+        left_out = None
         try:
-            write_trace(self._run_folder, result.trace, durable=self._durable)
+            left_out = self._write_trace(result)
             self._finish_files()
         except BaseException as error:
             reason = f"the run could not be ended: {str(error) or type(error).__name__}"
@@ -123,8 +124,10 @@ class RunWriter:
             with suppress(Exception):
                 self._write_facts(result, [reason])
             raise
-        self._write_facts(result, [])
+        self._write_facts(result, [str(left_out)] if left_out else [])
         (self._run_folder / layout.RUN_PARTIAL).unlink()
+        if left_out:
+            raise left_out
 
     def close(self) -> None:
         """Close the files as they are; may be called twice."""
@@ -132,6 +135,17 @@ class RunWriter:
             self._shards.close()
         self._index.close()
         self._positions.close()
+
+    def _write_trace(self, result: RunResult) -> DumpWriteError | None:
+        """Write how the tokens were chosen, if any were; return why it is left out."""
+        if result.trace:
+            table = trace_table(result.trace)
+            try:
+                self._budget.claim(table.nbytes)
+            except DumpWriteError as error:
+                return DumpWriteError(f"The trace is left out: {error}")
+            write_trace(self._run_folder, table, durable=self._durable)
+        return None
 
     def _finish_files(self) -> None:
         """Complete shards and tables; with `durable`, their bytes and names reach the disk."""
@@ -206,7 +220,7 @@ class RunWriter:
         }
 
     def _tables(self) -> dict[str, str]:
-        files = (self._folder / f"{name}.parquet" for name in _TABLES)
+        files = (*(self._folder / f"{name}.parquet" for name in _TABLES), self._run_folder / TRACE)
         written = (file for file in files if file.exists())  # not all, if ending the run failed
         return {
             file.relative_to(self._run_folder).as_posix(): file_digest(file) for file in written

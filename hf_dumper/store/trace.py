@@ -57,18 +57,17 @@ PREDICTIONS_SCHEMA: Final = pa.schema(
 _PER_ROW: Final = ("input_ids", "position_ids", "mask", "positions")
 
 
-def write_trace(
-    folder: Path, tokens: Sequence[TokenTrace | Mapping[str, Any]], *, durable: bool = False
-) -> None:
-    """Write the trace of a run into its folder; nothing where no token was generated."""
-    if tokens:
-        rows = [
-            row
-            for token in tokens
-            for row in ([token] if isinstance(token, Mapping) else _rows(token))
-        ]
-        table = pa.Table.from_pylist(rows, TRACE_SCHEMA)
-        write_parquet(folder / TRACE, table, durable=durable)
+def trace_table(tokens: Sequence[TokenTrace | Mapping[str, Any]]) -> pa.Table:
+    """Return the trace of a run, of tokens or of rows that were read."""
+    rows = [
+        row for token in tokens for row in ([token] if isinstance(token, Mapping) else _rows(token))
+    ]
+    return pa.Table.from_pylist(rows, TRACE_SCHEMA)
+
+
+def write_trace(folder: Path, table: pa.Table, *, durable: bool = False) -> None:
+    """Write the trace of a run into its folder."""
+    write_parquet(folder / TRACE, table, durable=durable)
 
 
 def read_trace(folder: Path, what: str) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hf_dumper.core.digests import json_digest
 from hf_dumper.errors import DumpError, DumpFormatError
@@ -13,9 +13,20 @@ from hf_dumper.store.manifest import is_dump, read_manifest
 from hf_dumper.store.open import open_dump
 from hf_dumper.store.verify_run import check_run
 from hf_dumper.store.verify_weights import check_weights
+from hf_dumper.store.weights import WEIGHTS
+
+
+class _Said(NamedTuple):
+    """What a manifest says of the DumpConfig, and of each weight."""
+
+    options: Mapping[str, Any]
+    weights: Mapping[str, Mapping[str, Any]]
+
 
 _HASHES: Final = {"config_hash": "config", "weights_hash": "weights"}
 """Hashes in the identity, and what in the manifest they are of."""
+
+_NO_MANIFEST: Final = _Said({}, {})
 
 
 def verify_dump(path: Path, *, on_progress: OnProgress | None = None) -> Verification:
@@ -32,9 +43,10 @@ def verify_dump(path: Path, *, on_progress: OnProgress | None = None) -> Verific
     shards = (*path.glob("runs/*/rank-*/shard-*"), *path.glob("weights/*.safetensors"))
     total = sum(shard.stat().st_size for shard in shards if shard.is_file())
     findings = Findings(path, on_progress, total)
-    weights = _check_manifest(path, findings)
+    said = _check_manifest(path, findings)
     _check_tree(path / layout.MODEL_TREE, findings)
-    check_weights(path / "weights", weights, findings)
+    if (path / WEIGHTS).exists() or said.options.get("dump_weight"):
+        check_weights(path / WEIGHTS, said.weights, findings)
     runs = _runs(path)
     for run in runs:
         check_run(path, run, findings)
@@ -63,8 +75,8 @@ def _runs(path: Path) -> list[int]:
     return sorted(int(child.name) for child in folder.iterdir() if child.name.isdecimal())
 
 
-def _check_manifest(path: Path, findings: Findings) -> Mapping[str, Any]:
-    """Check what the manifest says of itself; return what it says of the weights.
+def _check_manifest(path: Path, findings: Findings) -> _Said:
+    """Check what the manifest says of itself; return what is needed of it.
 
     Raises:
         DumpFormatError: it is of a version that this release does not know.
@@ -74,17 +86,25 @@ def _check_manifest(path: Path, findings: Findings) -> Mapping[str, Any]:
         read_json(file)
     except DumpError as error:
         findings.add(file, str(error))
-        return {}
+        return _NO_MANIFEST
     manifest = read_manifest(path)
     if manifest.get("kind") != layout.KIND:
         findings.add(file, f"its kind is {manifest.get('kind')!r}, not {layout.KIND!r}")
     identity = manifest.get("identity")
     if not isinstance(identity, dict):
         findings.add(file, "it has no identity")
-        return {}
+        return _NO_MANIFEST
     for name, what in _wrong_hashes(manifest, identity):
         findings.add(file, f"its {what} does not have its {name}")
-    return manifest.get("weights") or {}
+    config, weights = identity.get("dump_config") or {}, manifest.get("weights") or {}
+    if not isinstance(config, dict) or not _is_nested(weights):
+        findings.add(file, "its dump_config or its weights are no objects")
+        return _NO_MANIFEST
+    return _Said(config, weights)
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
 
 
 def _wrong_hashes(

@@ -14,6 +14,7 @@ from hf_dumper.store import layout
 from hf_dumper.store.files import file_digest, read_json
 from hf_dumper.store.findings import Findings
 from hf_dumper.store.tables import read_parquet, read_stream
+from hf_dumper.store.trace import TRACE
 from hf_dumper.store.verify_rows import check_positions, check_rows
 from hf_dumper.store.verify_shards import check_shards
 
@@ -64,16 +65,19 @@ def _facts(folder: Path, run: int, findings: Findings) -> tuple[dict[str, Any] |
 
 
 def _check_tables(folder: Path, info: Mapping[str, Any], findings: Findings) -> None:
-    """Hash the tables; that they exist and can be read is checked elsewhere."""
+    """Hash the tables; that those of the ranks exist and can be read is checked elsewhere."""
     hashes = info.get("tables")
     if not isinstance(hashes, dict):
         findings.unchecked["run.json has no hashes of the tables"] += 1
         return
-    for file in sorted(folder.glob("rank-*/*.parquet")):
+    trace = folder / TRACE
+    if TRACE in hashes and not trace.is_file():
+        findings.add(trace, "it is missing")
+    for file in sorted({*folder.glob("rank-*/*.parquet"), *folder.glob(TRACE)}):
         name = file.relative_to(folder).as_posix()
         if name not in hashes:
             findings.add(file, "it is a stray: run.json does not name it")
-        elif file_digest(file) != hashes[name]:
+        elif file.is_file() and file_digest(file) != hashes[name]:
             findings.add(file, "its bytes do not have the hash of run.json")
 
 
@@ -137,7 +141,10 @@ def _check_sums(
     found = {name: status.count(name) for name in _STATUSES}
     _check_count(file, "records", info.get("records"), found, findings)
     if info.get("complete") is True:
-        counts = info.get("counts") or {}
+        counts = info.get("counts")
+        if not isinstance(counts, dict):
+            findings.add(file, "it has no counts")
+            return
         counted = {name: counts[name] for name in _STATUSES if name in counts}
         _check_count(file, "counts", counted, {name: found[name] for name in counted}, findings)
     own = pc.and_(pc.equal(index.column("status"), STORED), pc.is_valid(index.column("shard")))

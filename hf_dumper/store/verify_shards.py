@@ -56,7 +56,7 @@ def check_shards(folder: Path, index: pa.Table, findings: Findings, *, committed
     for name in plain:
         rows = index.filter(pc.equal(index.column("shard"), name))
         file = _file(folder, name, committed=committed)
-        good = _ShardCheck(file, own_rows(rows), index, findings, committed).run()
+        good = ShardCheck(file, own_rows(rows), index, findings, committed).run()
         tensors = rows.column("tensor").to_pylist()
         findings.hashed += sum(tensor in good for tensor in tensors)
     _find_strays(folder, plain, findings, committed=committed)
@@ -77,8 +77,8 @@ def _find_strays(
 
 
 @dataclass(frozen=True, slots=True)
-class _ShardCheck:
-    """One shard, the rows that own bytes in it, and the index of its rank.
+class ShardCheck:
+    """One shard, the rows that own bytes in it, in order, and the index that they are from.
 
     A shard of a run that was cut off may hold more than the index says: a forward that did not end.
     """
@@ -92,7 +92,7 @@ class _ShardCheck:
     def run(self) -> set[str]:
         """Check the shard; return the names of the tensors whose bytes are those recorded."""
         try:
-            with opened(self.file) as shard:
+            with _opened(self.file) as shard:
                 size = os.fstat(shard.fileno()).st_size
                 if self.file.suffix != ".partial" and self._is_another(shard, size):
                     return set()
@@ -115,7 +115,7 @@ class _ShardCheck:
     def _is_another(self, shard: io.FileIO, size: int) -> bool:
         """Check the header against the index; return whether the file is that of another shard."""
         try:
-            start, header = read_header(shard, size)
+            start, header = _read_header(shard, size)
         except DumpFormatError as error:
             self._add(str(error))
             return False
@@ -149,7 +149,7 @@ class _ShardCheck:
             if row.end > size:
                 cut = f"the file is cut: it ends at byte {size}, and its tensors at {last}"
                 wrong[cut].append(row.tensor)
-            elif hash_of(shard, row.offset, row.nbytes, buffer) != row.hash:
+            elif _hash_of(shard, row.offset, row.nbytes, buffer) != row.hash:
                 wrong["its bytes do not have the hash of the index"].append(row.tensor)
             if row.offset != place:
                 wrong["it does not begin where the tensor before it ends"].append(row.tensor)
@@ -170,7 +170,7 @@ def own_rows(rows: pa.Table) -> list[Own]:
     return sorted(whole, key=lambda row: (row.offset, row.nbytes))
 
 
-def opened(file: Path) -> io.FileIO:
+def _opened(file: Path) -> io.FileIO:
     """Open a regular file inside the dump.
 
     Raises:
@@ -193,7 +193,7 @@ def _entry(row: Own, start: int) -> dict[str, Any]:
     return {"dtype": code, "shape": shape, "data_offsets": offsets}
 
 
-def read_header(shard: io.FileIO, size: int) -> tuple[int, dict[str, Any]]:
+def _read_header(shard: io.FileIO, size: int) -> tuple[int, dict[str, Any]]:
     """Return where the data of a safetensors file begins, and its header.
 
     Raises:
@@ -227,7 +227,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def hash_of(shard: io.FileIO, offset: int, nbytes: int, buffer: memoryview) -> int:
+def _hash_of(shard: io.FileIO, offset: int, nbytes: int, buffer: memoryview) -> int:
     """Return the xxh3-64 of some bytes of a file, read block by block."""
     hasher = xxh3_64()
     shard.seek(offset)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import torch
 import xxhash
 
+from hf_dumper.core.digests import sealed
 from hf_dumper.core.names import near
 from hf_dumper.core.weights import Weight
 from hf_dumper.errors import (
@@ -297,7 +298,7 @@ def _write_index(
         if w.reason
         for name in w.names
     }
-    write_json(path, {"tensors": entries, "skipped": skipped})
+    write_json(path, sealed({"tensors": entries, "skipped": skipped}))
 
 
 def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:

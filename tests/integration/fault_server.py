@@ -16,27 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from server_model import build
+from transformers import PreTrainedModel
 
 from hf_dumper import DumpConfig, open_dump, register_hook
 
 TOKENS, LOST_AT = 8, 3
 NOBODY = 65534
 IDS = torch.arange(1, 8)[None]
-
-
-def build() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def generate(model: PreTrainedModel, tokens: int = TOKENS) -> list[int]:

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from server_model import build
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from xxhash import xxh3_64_intdigest
 
@@ -34,20 +35,6 @@ class Progress(BaseStreamer):
 
     def end(self) -> None:
         os.write(self.pipe, b"e")
-
-
-def build() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def live(model: PreTrainedModel, folder: Path, pipe: int) -> None:

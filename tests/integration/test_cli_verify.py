@@ -1,13 +1,13 @@
 """`hf-dumper verify`: its verdicts, exit statuses and output, on dumps of a model."""
 
 import json
+import shutil
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from hf_dumper.cli.failures import DONE, FAILED, IMPOSSIBLE
-from tests.commands import run_tiny
+from hf_dumper.core.digests import sealed
+from tests.commands import opened, run_tiny
 
 SHARD = "runs/000000/rank-0/shard-00000.safetensors"
 
@@ -79,14 +79,127 @@ def test_no_dump_could_not_be_verified(place, cli):
     assert "is no dump that a reader recognises" in err
 
 
-def test_dumped_weights_are_held_against_the_manifest(dump, cli, tiny_llama):
-    (dump / "weights").mkdir()
-    weights = {n: t.clone() for n, t in tiny_llama().state_dict().items()}
-    save_file(weights, dump / "weights/model.safetensors")
+@pytest.fixture
+def weights(place, cli):
+    assert cli(*run_tiny("--dump-weight"))[0] == DONE
+    return place / "d/weights"
+
+
+def test_dumped_weights_are_hashed(weights, cli):
     status, out, _ = cli("verify", "d")
     assert status == DONE
-    assert f"weights: {len(weights)} hashed" in out
-    save_file(weights | {"model.norm.weight": torch.ones(64)}, dump / "weights/model.safetensors")
+    assert f"weights: {len(json.loads((weights / 'index.json').read_text())['tensors'])} " in out
+
+
+def test_a_damaged_weight_is_named(weights, cli):
+    flip(weights / "weights-00000.safetensors")
     status, out, _ = cli("verify", "d")
     assert status == FAILED
-    assert "weights/model.safetensors: 'model.norm.weight': its bytes do not have" in out
+    assert (
+        "weights/weights-00000.safetensors: 'model.rotary_emb.original_inv_freq': its bytes" in out
+    )
+
+
+@pytest.mark.parametrize("name", ["weights-00000.safetensors", "index.json", ""])
+def test_weights_that_are_gone_are_missed(weights, cli, name):
+    gone = weights / name
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert f"weights/{name or 'index.json'}: " in out
+    assert "missing" in out
+
+
+def test_an_index_of_weights_that_was_changed_is_named(weights, cli):
+    facts = json.loads((weights / "index.json").read_text("utf-8"))
+    facts["tensors"]["model.norm.weight"]["kind"] = "buffer"
+    (weights / "index.json").write_text(json.dumps(facts))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "weights/index.json: it does not have the digest that it carries" in out
+
+
+def test_weights_of_another_model_are_named(weights, cli):
+    """Index and files agree with each other, and not with the manifest."""
+    manifest = json.loads((weights.parent / "manifest.json").read_text("utf-8"))
+    manifest["weights"]["model.norm.weight"]["hash"] = "0" * 16
+    (weights.parent / "manifest.json").write_text(json.dumps(manifest))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "weights/index.json: 'model.norm.weight': the manifest has another type, shape or" in out
+
+
+@pytest.mark.parametrize("value", [1, "x", [1], True, {"model.norm.weight": [1]}])
+def test_a_manifest_with_no_weights_in_their_place_is_named(weights, cli, value):
+    manifest = json.loads((weights.parent / "manifest.json").read_text("utf-8"))
+    (weights.parent / "manifest.json").write_text(json.dumps(manifest | {"weights": value}))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "manifest.json: its dump_config or its weights are no objects" in out
+
+
+@pytest.mark.parametrize("value", [1, True, None, [2]])
+def test_counts_that_are_none_are_named(dump, cli, value):
+    facts = json.loads((dump / "runs/000000/run.json").read_text("utf-8"))
+    facts = sealed({k: v for k, v in facts.items() if k != "digest"} | {"counts": value})
+    (dump / "runs/000000/run.json").write_text(json.dumps(facts))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "runs/000000/run.json: it has no counts" in out
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "positions.parquet"])
+def test_a_folder_in_place_of_a_table_is_named(dump, cli, name):
+    table = dump / "runs/000000/rank-0" / name
+    table.unlink()
+    table.mkdir()
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert f"rank-0/{name}: it is damaged" in out or f"rank-0/{name}: is damaged" in out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shard": "../x.safetensors"}, {"offset": -1}, {"hash": 5}, {"shape": None}, {"nbytes": []}],
+)
+def test_an_index_of_weights_that_is_none_is_named(weights, cli, change):
+    facts = json.loads((weights / "index.json").read_text("utf-8"))
+    facts["tensors"]["model.norm.weight"] |= change
+    (weights / "index.json").write_text(json.dumps(facts))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "weights/index.json: it is no index of weights: " in out
+
+
+def test_every_dumped_weight_is_hashed_also_what_the_state_dict_lacks(weights, cli):
+    with opened("d") as reader:
+        named = {w.names[0] for w in reader.weights().described()}
+        assert named > set(reader.manifest["weights"])
+    status, out, _ = cli("verify", "d")
+    assert (status, out.split()[0]) == (DONE, "INTACT")
+    assert f"weights: {len(named)} hashed" in out
+
+
+def test_a_weight_that_was_replaced_together_with_its_index_is_found(weights, cli):
+    index = weights / "index.json"
+    facts = json.loads(index.read_text())
+    norm, other = (facts["tensors"][f"model.layers.{i}.input_layernorm.weight"] for i in (0, 1))
+    norm["hash"], other["hash"] = other["hash"], norm["hash"]
+    index.write_text(json.dumps(sealed({k: v for k, v in facts.items() if k != "digest"})))
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "weights/index.json: 'model.layers.0.input_layernorm.weight' and 1 more" in out
+
+
+def test_a_damaged_trace_is_found(dump, cli):
+    flip(dump / "runs/000000/trace.parquet")
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "runs/000000/trace.parquet: its bytes do not have the hash of run.json" in out
+
+
+def test_a_trace_that_is_missing_is_found(dump, cli):
+    (dump / "runs/000000/trace.parquet").unlink()
+    status, out, _ = cli("verify", "d")
+    assert status == FAILED
+    assert "runs/000000/trace.parquet: it is missing" in out

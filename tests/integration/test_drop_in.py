@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AlbertConfig,
@@ -140,6 +141,17 @@ def test_a_class_of_another_kind_may_be_given(tmp_path, load):
     AlbertModel(AlbertConfig(**SMALL, embedding_size=16)).save_pretrained(tmp_path / "albert")
     model = load(tmp_path / "albert", auto_class=AutoModelForSequenceClassification)
     assert type(model).__name__ == "AlbertForSequenceClassification"
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "MaskedLM"])
+def test_a_head_that_was_saved_is_the_one_that_is_loaded(tmp_path, load, head):
+    saved = getattr(transformers, f"BertFor{head}")(BertConfig(**SMALL))
+    saved.save_pretrained(tmp_path / "bert")
+    model = load(tmp_path / "bert")
+    assert type(model) is type(saved)
+    want = saved.state_dict()
+    assert model.state_dict().keys() == want.keys()
+    assert all(torch.equal(value, want[name]) for name, value in model.state_dict().items())
 
 
 def test_an_encoder_decoder_is_loaded_whole(tmp_path, load):

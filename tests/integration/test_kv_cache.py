@@ -20,9 +20,15 @@ from transformers import (
     Mamba2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     QuantizedCache,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
     StaticCache,
     T5Config,
     T5ForConditionalGeneration,
@@ -392,6 +398,56 @@ def test_what_else_a_layer_holds_is_counted(tmp_path):
         counts = reader.run_info()["counts"]["skipped_by_reason"]
         assert counts["cache: DynamicLayer.extra is not read"] == 1
         assert len(slots(reader)) == 4
+
+
+def minimax():
+    kinds = ["linear_attention", "full_attention"]
+    config = MiniMaxConfig(
+        **SIZES, layer_types=kinds, block_size=4, num_local_experts=2, num_experts_per_tok=1
+    )
+    return MiniMaxForCausalLM(config)
+
+
+def test_states_that_a_cache_holds_beside_its_layers_are_counted(tmp_path):
+    with generated(made(minimax), tmp_path) as reader:
+        counts = reader.run_info()["counts"]["skipped_by_reason"]
+        assert counts["cache: MiniMaxCache.linear_cache is not read"] == NEW
+        assert {row["slot"] for row in slots(reader)} == {"kv.1.key", "kv.1.value"}
+        rows = [row for row in reader.trace().to_pylist() if not row["row"]]
+        assert [row["cache_length"] for row in rows] == [0, *range(PROMPT, PROMPT + NEW - 1)]
+        assert [row["positions"][0] for row in rows] == [row["position_ids"][0] for row in rows]
+
+
+def rwkv():
+    sizes = {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48}
+    return RwkvForCausalLM(RwkvConfig(vocab_size=128, num_hidden_layers=2, **sizes))
+
+
+def test_a_cache_that_is_a_list_is_counted(tmp_path):
+    with generated(made(rwkv), tmp_path, eos_token_id=None, pad_token_id=0) as reader:
+        counts = reader.run_info()["counts"]["skipped_by_reason"]
+        assert counts["cache: what a list holds cannot be read"] == NEW
+        assert reader.run_info()["complete"]
+
+
+def recurrent_gemma():
+    config = RecurrentGemmaConfig(
+        **SIZES, lru_width=32, attention_window_size=4, block_types=["recurrent", "attention"]
+    )
+    return RecurrentGemmaForCausalLM(config)
+
+
+def test_a_layer_whose_states_are_elsewhere_is_counted(tmp_path):
+    with generated(made(recurrent_gemma), tmp_path) as reader:
+        counts = reader.run_info()["counts"]["skipped_by_reason"]
+        assert counts["cache: a LinearAttentionLayer holds nothing"] == NEW
+        assert {row["slot"] for row in slots(reader)} == {"kv.1.key", "kv.1.value"}
+
+
+def test_layers_that_hold_what_they_should_are_not_counted(tmp_path):
+    with generated(made(jamba), tmp_path, eos_token_id=None, pad_token_id=0) as reader:
+        reasons = reader.run_info()["counts"]["skipped_by_reason"]
+        assert not [reason for reason in reasons if reason.startswith("cache:")]
 
 
 def test_only_selected_tokens_have_their_cache(tmp_path, monkeypatch):

@@ -107,6 +107,19 @@ def test_weights_beyond_the_bound_are_not_even_begun(model, tmp_path, sizes):
     assert max(sizes, default=0) == 0
 
 
+def test_native_weights_beyond_the_bound_are_refused_before_they_are_written(model, tmp_path):
+    attributes = set(model.__dict__)
+    with pytest.raises(DumpWriteError, match="max_bytes=100000 is reached"):
+        register_hook(model, config(tmp_path / "d", 100_000, dump_weight=True))
+    assert not list((tmp_path / "d").rglob("*.safetensors"))
+    assert is_plain(model, attributes)
+    with register_hook(model, config(tmp_path / "d", 10**8, dump_weight=True)):
+        generate(model, 1)
+    with open_dump(tmp_path / "d") as reader:
+        assert len(reader.weights())
+        assert reader.run_info()["complete"]
+
+
 def test_the_reason_counts_what_was_left_out(model, tmp_path):
     with register_hook(model, config(tmp_path, BOUNDS[1])) as session:
         with pytest.warns(DumpIncompleteWarning):
@@ -151,7 +164,7 @@ def test_runs_and_sessions_share_the_bound(model, tmp_path):
         with register_hook(model, config(tmp_path, bound)) as session:
             for _ in range(8):
                 assert torch.equal(generate(model), want)
-            session._stored += 1  # the second session may find no room at all
+            session._runs.stored += 1  # the second session may find no room at all
     assert facts(tmp_path, 0)["complete"]
     with open_dump(tmp_path) as reader:
         assert "max_bytes" in reader.run_info(reader.runs()[-1])["incomplete"]
@@ -187,3 +200,40 @@ def test_a_budget_that_refuses_takes_nothing():
 
 def test_a_budget_without_a_bound_takes_anything():
     Budget().claim(1 << 60)
+
+
+def test_a_file_that_is_renamed_while_files_are_counted_is_no_error(tmp_path, monkeypatch):
+    """Another session of this process writes the same dump."""
+    (tmp_path / "kept").write_bytes(bytes(3))
+    walked = [(str(tmp_path), [], ["kept", "run.json.1.tmp"])]
+    monkeypatch.setattr("os.walk", lambda _folder: walked)
+    assert bytes_in(tmp_path) == 3
+
+
+def test_a_trace_that_does_not_fit_is_left_out_and_told(model, tmp_path, monkeypatch):
+    """Of a long generation whose first token alone is dumped, the trace is the larger part."""
+    used = []
+    original = Budget.claim
+
+    def claim(self, nbytes):
+        used.append(self._used)
+        original(self, nbytes)
+
+    monkeypatch.setattr(Budget, "claim", claim)
+    options = {"dump_statistics_mode": 1, "hash_weights": False}
+    with register_hook(model, DumpConfig(tmp_path / "a", max_bytes=10**9, **options)):
+        want = generate(model, 100)
+    bound = used[-1] + 1000  # less than the trace, which is claimed last
+    tight = DumpConfig(tmp_path / "b", max_bytes=bound, **options)
+    left_out = pytest.warns(DumpIncompleteWarning, match="The trace is left out: max_bytes")
+    with register_hook(model, tight), left_out:
+        got = generate(model, 100)
+    assert torch.equal(got, want)
+    assert bytes_in(tmp_path / "b") <= bound
+    assert not list((tmp_path / "b").rglob("trace.parquet"))
+    info = facts(tmp_path / "b", 0)
+    assert info["complete"] is False
+    assert "The trace is left out" in info["incomplete"]
+    with open_dump(tmp_path / "b") as reader:
+        kept = reader.keys()
+    assert {key.forward for key in kept} == {0}

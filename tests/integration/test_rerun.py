@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -10,10 +11,14 @@ from transformers import AutoModelForCausalLM
 from hf_dumper import DEMO_MODEL, DumpConfig, register_hook
 from hf_dumper.cli.failures import DONE, FAILED, IMPOSSIBLE
 from hf_dumper.core.digests import sealed
+from hf_dumper.store.files import file_digest
+from hf_dumper.store.tables import write_parquet
 from tests.commands import opened, run_tiny, save_model
 from tests.demo_dumps import make_dump
+from tests.faults import fail_at, os_error
 
 RUN = "d/runs/000000/run.json"
+INDEX = "rank-0/index.parquet"
 
 
 @pytest.fixture
@@ -189,6 +194,22 @@ def test_other_generation_options_show_in_the_tokens(place, cli, again):
     assert "run 0: other tokens were generated" in out
 
 
+def test_statistics_that_are_not_those_of_the_bytes_are_named(place, cli, again):
+    """The hash of the table agrees, as if a release had computed them wrong."""
+    assert cli(*run_tiny("--statistics", "statistics"))[0] == DONE
+    file = place / "d/runs/000000/rank-0/index.parquet"
+    table = opened(place / "d").index(0)
+    means = table.column("mean").to_pylist()
+    means[5] += 1e-3
+    table = table.set_column(table.schema.get_field_index("mean"), "mean", pa.array(means))
+    write_parquet(file, table)
+    edit(place / RUN, lambda facts: facts["tables"].update({INDEX: file_digest(file)}))
+    status, out = again()
+    assert status == FAILED
+    assert "run 0: first difference: " in out
+    assert f": the same bytes, and other statistics: mean {means[5]} then, " in out
+
+
 # --- what cannot be repeated ----------------------------------------------------------------------
 
 
@@ -223,6 +244,32 @@ def test_a_damaged_dump_is_not_repeated(place, cli):
     status, out, _ = cli("verify", "d", "--rerun", "--json")
     assert status == FAILED
     assert "rerun" not in json.loads(out)
+
+
+def test_a_damaged_dump_says_that_it_is_not_repeated(place, cli):
+    assert cli(*run_tiny())[0] == DONE
+    (place / "d/runs/000000/rank-0/shard-00000.safetensors").unlink()
+    assert "not run again: the dump is damaged\n" in cli("verify", "d", "--rerun")[1]
+
+
+def test_a_full_disk_is_no_difference(place, cli, monkeypatch):
+    """What could not be written again was not shown to differ."""
+    assert cli(*run_tiny())[0] == DONE
+    fail_at(monkeypatch, "write", os_error())
+    status, out, _ = cli("verify", "d", "--rerun")
+    assert status == IMPOSSIBLE
+    assert "NOT REPEATED  " in out
+    assert "run 0: not repeated: DumpWriteError: " in out
+    assert "No space left on device" in out
+
+
+def test_a_model_that_cannot_run_the_prompt_is_told_with_what_changed(place, cli, tiny_llama):
+    assert cli(*run_tiny())[0] == DONE
+    tiny_llama(vocab_size=16).save_pretrained(place / "smaller")
+    status, out, _ = cli("verify", "d", "--rerun", "--model", "smaller")
+    assert status == IMPOSSIBLE
+    assert "changed: config.vocab_size: 128 then, 16 now" in out
+    assert "run 0: not repeated: IndexError: " in out
 
 
 def test_options_of_the_rerun_need_it(place, cli):

@@ -57,10 +57,30 @@ MODELS = {
         {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     ),
     "CLIPModel": ("CLIPConfig", {"text_config": PLAIN, "vision_config": IMAGE}),
+    "BertForSequenceClassification": ("BertConfig", {**PLAIN, "num_labels": 3}),
+    "BlipForConditionalGeneration": (
+        "BlipConfig",
+        {"text_config": {**PLAIN, "encoder_hidden_size": 32}, "vision_config": IMAGE},
+    ),
+}
+SEEING = {
+    "LlavaForConditionalGeneration": ("LlavaConfig", {"image_token_index": 63}),
+    "InternVLForConditionalGeneration": (
+        "InternVLConfig",
+        {"image_token_id": 63, "downsample_ratio": 0.5},
+    ),
 }
 
 
 def config_of(name):
+    if name in SEEING:
+        cls, values = SEEING[name]
+        parts = {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": {**IMAGE}}
+        if name.startswith("Llava"):
+            parts["vision_config"]["model_type"] = "clip_vision_model"
+        else:
+            parts["vision_config"] |= {"image_size": [32, 32], "patch_size": [8, 8]}
+        return getattr(transformers, cls)(**parts, **values)
     cls, values = MODELS[name]
     return getattr(transformers, cls)(**values)
 
@@ -137,6 +157,42 @@ def test_shapes_are_those_of_a_real_forward(built):
             assert module.outputs == (("output", tuple(output.shape)),)
             compared += 1
     assert compared > 5
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_the_tower_of_a_model_that_reads_and_sees_has_its_shapes(name):
+    found = outline(build(name, "meta"), rows=2, tokens=7)
+    real, seen = build(name, "cpu"), {}
+    for path, module in real.named_modules():
+        module.register_forward_hook(lambda _m, _a, out, path=path: seen.setdefault(path, out))
+    with torch.no_grad():
+        real(input_ids=torch.zeros(found.inputs["input_ids"], dtype=torch.int64))
+        text = len(seen)
+        real.get_image_features(pixel_values=torch.zeros(found.inputs["pixel_values"]))
+    assert len(seen) > 2 * text
+    assert not found.unknown
+    shapes = {m.name: m.outputs for m in found.modules}
+    plain = {n: out for n, out in seen.items() if n and isinstance(out, torch.Tensor)}
+    assert {n: shapes[n] for n in plain} == {
+        n: (("output", tuple(out.shape)),) for n, out in plain.items()
+    }
+    assert "what the forward did not call was learnt by get_image_features" in found.notes
+
+
+def test_a_tower_that_needs_values_is_unknown_with_the_reason():
+    class Seeing(transformers.LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            self.tower = nn.Linear(4, 4)
+
+        def get_image_features(self, pixel_values):
+            return self.tower(pixel_values) if pixel_values.sum().item() else None
+
+    with torch.device("meta"):
+        model = Seeing(config_of("LlamaForCausalLM"))
+    ((why, count),) = outline(model, rows=1, tokens=2).unknown.items()
+    assert why.startswith("not called in this forward; by get_image_features the forward stops in")
+    assert count == 1
 
 
 def test_modules_without_a_shape_say_why_and_are_counted(built):
@@ -218,6 +274,13 @@ def test_the_demo_model_has_the_totals_of_its_weights(place, cli):
     assert {name: facts[name] for name in real} == real
     assert facts["unknown_shapes"] == 0
     assert facts["modules"][0]["outputs"] == {"output.logits": [1, 8, 1024]}
+
+
+def test_a_classifier_is_outlined_with_its_head(place, cli):
+    save_config("BertForSequenceClassification", place / "bert")
+    facts = json.loads(cli("summary", "bert", "--json")[1])
+    assert facts["class"] == "BertForSequenceClassification"
+    assert facts["modules"][0]["outputs"] == {"output.logits": [1, 3]}
 
 
 def test_repeated_layers_are_folded_unless_all_are_asked_for(place, cli):

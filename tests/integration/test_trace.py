@@ -347,7 +347,10 @@ def test_the_command_walks_through_a_generation(place, cli):
     assert "limit  max_new_tokens=2, an argument of generate()" in out
     assert sum(line.startswith("token ") for line in lines) == 2
     assert sum("top 5: " in line for line in lines) == 2
-    assert "3 columns in, DynamicCache holding 0, logits (1, 1, 128)" in out
+    assert "3 columns in, DynamicCache holding 0, use_cache=True, logits (1, 1, 128)" in out
+    codes = " ".join(str(ord(c)) for c in "one")
+    assert f'    in  ids {codes} "o" "n" "e", position_ids 0 1 2, no mask' in lines
+    assert "config  do_sample=False" in out
     assert lines[-1] == "ended  after token 1: length"
 
 
@@ -372,6 +375,28 @@ def test_the_command_shows_ids_without_a_tokenizer_and_every_row(model, tmp_path
     assert "Run 0: 4 tokens in 2 rows" in out
     assert out.count("row 1  ") == NEW
     assert "ended 1  after token 3: length" in out
+
+
+def test_the_command_shows_mask_and_positions_of_every_row(model, tmp_path, cli):
+    traced(model, tmp_path, attention_mask=LEFT, do_sample=True, temperature=0.5)
+    _, out, _ = cli("trace", tmp_path)
+    ids = " ".join(map(str, IDS[0].tolist()))
+    assert f"    in 0  ids {ids}, position_ids " in out
+    assert ", mask 0 0 0 1 1 1 1\n" in out
+    assert ", mask 1 1 1 1 1 1 1\n" in out
+    assert "do_sample=True" in out
+    assert "temperature=0.5" in out
+
+
+def test_the_command_says_that_embeddings_went_in_and_cuts_what_is_long(model, tmp_path, cli):
+    ids = torch.arange(30)[None] + 5
+    embeds = model.get_input_embeddings()(ids).detach()
+    given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 2}
+    with register_hook(model, DumpConfig(tmp_path)):
+        model.generate(inputs_embeds=embeds, do_sample=False, **given)
+        model.generate(ids, do_sample=False, **given)
+    assert "    in  embeddings, position_ids … 22 23" in cli("trace", tmp_path)[1]
+    assert "    in  ids … 27 28 29" in cli("trace", tmp_path, "--run", 1)[1]
 
 
 @pytest.mark.filterwarnings("ignore::hf_dumper.DumpWarning")

@@ -40,7 +40,7 @@ class DumpMaker:
         self._forward += 1
         table = None if positions is None else np.array(positions, np.int32)
         rows, cols = (0, 0) if table is None else table.shape
-        self._maker.begin(self._forward, token, rows=rows, cols=cols, positions=table)
+        self._maker.begin(self._forward, token, rows=rows, cols=cols, find_positions=lambda: table)
         for number, (name, (tensor, axes, *fields)) in enumerate(tensors.items()):
             module, _, slot = name.partition("__")
             more = dict(*fields)
