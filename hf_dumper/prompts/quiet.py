@@ -38,16 +38,19 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep `datasets` from telling about its work; a loss of data is an error."""
+    """Keep `datasets` and the hub from telling about their work; a loss of data is an error."""
     from datasets.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
         logging,
     )
+    from huggingface_hub.utils import logging as hub
 
-    level, silent = logging.get_verbosity(), are_progress_bars_disabled()
-    logging.set_verbosity(logging.CRITICAL)
+    levels = [(module, module.get_verbosity()) for module in (logging, hub)]
+    silent = are_progress_bars_disabled()
+    for module, _ in levels:
+        module.set_verbosity(logging.CRITICAL)
     if not silent:
         disable_progress_bars()
     try:
@@ -55,6 +58,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("error", message=RAGGED)
             yield
     finally:
-        logging.set_verbosity(level)
+        for module, level in levels:
+            module.set_verbosity(level)
         if not silent:
             enable_progress_bars()

@@ -187,7 +187,8 @@ def _open_hub(source: str, chosen: Selection) -> Table:
         with reading(repr(source)):
             splits = load_dataset(source, chosen.subset, streaming=chosen.streaming)
     except PromptError as error:
-        msg = f"{error} Nor is there a file or folder of that name.{neighbours(Path(source))}"
+        hint = neighbours(Path(source))
+        msg = f"{str(error).rstrip('.')}. Nor is there a file or folder of that name.{hint}"
         raise PromptError(msg) from error.__cause__
     return Table(repr(source), splits, chosen)
 
