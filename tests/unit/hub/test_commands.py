@@ -76,6 +76,13 @@ def test_push_and_inspect_from_there(typed, server, dump, monkeypatch):
     status, out, _ = typed("show", "hf://datasets/you/dump", "lm_head", "--run", 1)
     assert status == 0
     assert "lm_head" in out
+    status, out, _ = typed("inspect", "hf://datasets/you/dump")
+    assert status == 0
+    assert out.startswith("Dump hf://datasets/you/dump")
+    assert "fetched so far" in out
+    status, _, err = typed("verify", "hf://datasets/you/dump")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "download --local-dir first" in err
 
 
 def test_a_dump_that_was_pushed_can_be_downloaded_and_verified(typed, server, dump, tmp_path):
