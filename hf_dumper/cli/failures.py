@@ -6,13 +6,14 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Final
 
 import typer
 
 from hf_dumper.errors import HFDumperError
+from hf_dumper.hub.retry import chain_of
 
 DONE, FAILED, IMPOSSIBLE = 0, 1, 2
 
@@ -100,15 +101,6 @@ def hub_reason(error: BaseException) -> str | None:
     """Return what an error of the hub means, also a wrapped one; None if it is none."""
     found = {base.__name__ for e in chain_of(error) for base in type(e).__mro__}
     return next((meaning for name, meaning in _HUB.items() if name in found), None)
-
-
-def chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def one_line(text: str, most: int = 400) -> str:

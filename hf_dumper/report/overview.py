@@ -27,7 +27,9 @@ def overview(reader: IndexedReader) -> RenderableType:
     facts.add_column(overflow="fold")
     for name, value in _facts(reader).items():
         facts.add_row(name, Text(value))
-    title = Text.assemble(("Dump ", "bold"), (str(reader.path), "bold cyan"))
+    title = Text.assemble(
+        ("Dump ", "bold"), (str(getattr(reader, "url", reader.path)), "bold cyan")
+    )
     runs = [summary(reader, run) for run in reader.runs()]
     table: RenderableType = RunTable(runs) if runs else Text("There are no runs in this dump.")
     return Group(title, facts, "", table)
@@ -80,7 +82,9 @@ def _facts(reader: IndexedReader) -> dict[str, str]:
         "model": _model(manifest, identity),
         "dumped": _dumped(identity.get("dump_config") or {}),
         "made": _made(manifest),
-        "on disk": f"{size(nbytes)} in {plural(files, 'file')}",
+        "fetched so far"
+        if hasattr(reader, "url")
+        else "on disk": f"{size(nbytes)} in {plural(files, 'file')}",
     }
     if "self_check" in manifest:
         facts["self-check"] = self_check_line(manifest["self_check"])

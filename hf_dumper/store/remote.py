@@ -84,6 +84,10 @@ class HubReader(NativeReader):
         self._source.fetch(*(n for n in names if "/" not in n.removeprefix(start)))
         return folder
 
+    def __repr__(self) -> str:
+        """Return one line that says what is in the dump."""
+        return super().__repr__().replace(repr(str(self._path)), repr(self.url), 1)
+
     def _open(self, run: int) -> RunReader:
         return _HubRun(self._source, run)
 

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from hf_dumper.core.digests import json_digest
 from hf_dumper.errors import DumpError, DumpFormatError
+from hf_dumper.hub.names import is_hub_url
 from hf_dumper.store import layout
 from hf_dumper.store.files import read_json
 from hf_dumper.store.findings import Findings, OnProgress, Verification
@@ -62,6 +63,11 @@ def check_native(path: Path) -> None:
     """
     if is_dump(path):
         return
+    if is_hub_url(str(path)):
+        msg = (
+            "Only files here can be verified: fetch them with hf-dumper download --local-dir first."
+        )
+        raise DumpFormatError(msg)
     with open_dump(path) as reader:
         kind = type(reader).__name__
         msg = f"'{path}' is no dump in the native layout ({kind}): only those can be verified."

@@ -76,6 +76,7 @@ def test_a_shard_that_is_read_a_lot_is_fetched_whole(dump, pushed, server):
 
 def test_everything_that_a_reader_tells_is_the_same(dump, pushed):
     with open_dump(URL) as there, NativeReader(dump) as here:
+        assert repr(there) == repr(here).replace(str(dump), URL)
         assert there.manifest == here.manifest
         assert there.runs() == here.runs() == (0, 1)
         assert there.tree() == here.tree()

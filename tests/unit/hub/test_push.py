@@ -43,13 +43,21 @@ def test_every_file_is_pushed_in_one_commit_with_a_card(dump, server, mine):
     files = there(server)
     card = files.pop("README.md").decode()
     assert files == files_of(dump)
-    assert (done.files, done.verified, done.incomplete) == (len(files), True, {})
+    assert (done.files, done.incomplete) == (len(files), {})
     assert done.nbytes == sum(map(len, files.values()))
     assert len(server.repos["dataset", "you/dump"].commits) == 2
     assert server.repos["dataset", "you/dump"].private
     assert 'open_dump("hf://datasets/you/dump")' in card
     assert "# Dump of LlamaForCausalLM" in card
     assert "2 runs, " in card
+
+
+@pytest.mark.parametrize(("weights", "verified"), [(False, True), (True, False)])
+def test_what_could_not_be_verified_is_said(tmp_path, tiny_llama, mine, weights, verified):
+    model = tiny_llama()  # its buffers are dumped with the weights and have no hash
+    with register_hook(model, DumpConfig(tmp_path / "d", dump_weight=weights)):
+        model.generate(torch.tensor([[4]]), max_new_tokens=1)
+    assert push_dump(tmp_path / "d", REPO, mine).verified is verified
 
 
 def test_what_was_pushed_is_what_is_opened(dump, server, mine, monkeypatch):
@@ -127,12 +135,19 @@ def test_a_damaged_dump_is_not_pushed(dump, server, mine):
     assert server.asked == []
 
 
-def test_a_run_that_is_not_whole_is_said_on_the_card(dump, server, mine):
-    folder = dump / "runs/000001"
-    (folder / "run.json").rename(folder / "run.partial.json")
+@pytest.mark.filterwarnings("ignore::hf_dumper.DumpIncompleteWarning")
+def test_a_run_that_is_not_whole_is_said_on_the_card(dump, server, mine, tiny_llama):
+    def fail(*_):
+        raise RuntimeError("broken")
+
+    model = tiny_llama()
+    model.lm_head.register_forward_hook(fail)
+    session = register_hook(model, DumpConfig(dump, "all", dump_weight=True))
+    with session, pytest.raises(RuntimeError, match="broken"):
+        model.generate(torch.tensor([[4]]), max_new_tokens=1)
     done = push_dump(dump, REPO, mine)
-    assert list(done.incomplete) == [1]
-    assert "- run 1: " in there(server)["README.md"].decode()
+    assert list(done.incomplete) == [2]
+    assert "- run 2: " in there(server)["README.md"].decode()
 
 
 def test_a_link_that_leaves_the_dump_is_not_followed(dump, server, mine, tmp_path):
