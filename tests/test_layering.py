@@ -15,6 +15,7 @@ RANKS = {
     "errors": 0,
     "core": 1,
     "config": 2,
+    "launch": 2,
     "capture": 3,
     "store": 3,
     "compare": 3,

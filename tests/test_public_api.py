@@ -32,6 +32,7 @@ PUBLIC = [
     "FollowTokens",
     "HFDumperError",
     "KeyNotFoundError",
+    "LaunchError",
     "ModelError",
     "NotYetError",
     "PromptError",

@@ -43,6 +43,7 @@ from hf_dumper.errors import (
     EmptyDumpError,
     TokenNeverReachedWarning,
 )
+from hf_dumper.launch import Launch
 from hf_dumper.session.forked import forget_when_forked
 from hf_dumper.session.model_dump import ModelDump
 from hf_dumper.session.notices import warn_caller
@@ -63,12 +64,22 @@ class DumpSession(HookOwner):
         CompiledModelError: the model is compiled already.
         DumpIdentityError: the dump's folder holds a dump of something else.
         DumpWriteError: the folder cannot be written.
+        LaunchError: another process of the launch failed to make its session.
     """
 
     def __init__(
-        self, model: torch.nn.Module, config: DumpConfig, *, tokenizer: Tokenizer | None = None
+        self,
+        model: torch.nn.Module,
+        config: DumpConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        launch: Launch | None = None,
     ) -> None:
-        """Check the selection, create the dump's folder and arm the hooks."""
+        """Check the selection, create the dump's folder and arm the hooks.
+
+        The processes of one `launch` write one dump: all of them make a session, at the same time.
+        None is a process on its own.
+        """
         refuse_compiled(model)
         self.config = config
         self._model = model
@@ -90,6 +101,7 @@ class DumpSession(HookOwner):
         self._processor = DumpLogitsProcessor(self._on_scores)
         self._criteria = DumpStoppingCriteria(self._on_token)
         self._runs: list[int] = []
+        self._next = -1
         self._stored = 0
         self._paused = 0
         self._lost = False
@@ -101,7 +113,7 @@ class DumpSession(HookOwner):
         self._outer_error: BaseException | None = None
         self._hooks = ExitStack()
         self._closed = False
-        self._dump = ModelDump(model, config, tokenizer)
+        self._dump = ModelDump(model, config, tokenizer, launch or Launch())
         self._guard = ModelGuard.of(model)
         self._guard.join(self)
         self.arm()
@@ -150,6 +162,10 @@ class DumpSession(HookOwner):
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Add a JSON-ready fact about the whole dump to its manifest, outside of its identity."""
         self._dump.note(name, value)
+
+    def number_next(self, run: int) -> None:
+        """Give the next run this number instead of the next free one."""
+        self._next = run
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -356,7 +372,7 @@ class DumpSession(HookOwner):
         if self.config.seed is not None:
             scope.enter_context(seeded(self.config.seed))
         try:
-            run = self._dump.open_run(RunInfo(-1, kind, determinism_facts(), prompt, expected))
+            run = self._dump.open_run(self._info(kind, prompt, expected))
         except OSError as error:
             scope.close()
             self._lost = True
@@ -373,6 +389,10 @@ class DumpSession(HookOwner):
         self._runs.append(run)
         self._observer.open_run(run, self._dump)
         return True
+
+    def _info(self, kind: str, prompt: Mapping[str, Any], expected: int) -> RunInfo:
+        number, self._next = self._next, -1
+        return RunInfo(number, kind, determinism_facts(), prompt, expected)
 
     def _end_run(self, facts: Mapping[str, Any], error: BaseException | None) -> None:
         """Write the run out; what went wrong is written into the run, and told.
