@@ -14,6 +14,7 @@ from rich.text import Text
 
 from hf_dumper.cli.failures import DONE, FAILED
 from hf_dumper.cli.flat import flat
+from hf_dumper.cli.launched import Part, Share, lone_launch, on_device
 from hf_dumper.cli.options import (
     DumpOptions,
     GenerationOptions,
@@ -22,8 +23,9 @@ from hf_dumper.cli.options import (
     PromptOptions,
 )
 from hf_dumper.cli.sources import Source, source_of
-from hf_dumper.cli.terminal import Work, calm, print_json, stdout
+from hf_dumper.cli.terminal import Work, calm, print_json, stdout, warn
 from hf_dumper.errors import DumpWriteError, EmptyDumpError
+from hf_dumper.launch import Launch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,24 +72,38 @@ def run(
     json: Json = False,
 ) -> int:
     """Generate from prompts and dump what happens inside the model."""
-    source = source_of(prompts, generation)
-    config = place(dump.to_config(source.selection()))
-    from hf_dumper.cli.models import load_model
-
-    loaded, tokenizer = load_model(model, loading)
-    if prompt_predictions:
-        _check_predictable(loaded)
+    launch = Launch.of_environment()
+    share = Share(launch)
+    hint = lone_launch()
+    if hint is not None:
+        warn(hint)
     console = Console(quiet=True) if json else stdout()
-    with calm():
-        check = None
-        if self_check:
-            check = _check(loaded, tokenizer, source, config)
+    with calm(kept=share.warnings):
+        with launch.together():
+            source = source_of(prompts, generation)
+            source.launch = launch
+            config = place(dump.to_config(source.selection()))
+            config = replace(config, dump_path=Path(launch.of_main(lambda: str(config.dump_path))))
+            loading = on_device(loading, launch)
+            from hf_dumper.cli.models import load_model
+
+            loaded, tokenizer = load_model(model, loading)
+            if prompt_predictions:
+                _check_predictable(loaded)
+            check = _check(loaded, tokenizer, source, config) if self_check else None
+        if check is not None:
             _tell_check(console, check)
         results = dump_all(
-            loaded, tokenizer, source, config, console, check=check, predict=prompt_predictions
+            loaded,
+            tokenizer,
+            source,
+            config,
+            console,
+            check=check,
+            predict=prompt_predictions,
+            share=share,
         )
-    whole = finish(config, results, check, console, as_json=json)
-    return DONE if whole and len(results) == source.asked else FAILED
+    return finish(config, results, check, console, as_json=json, share=share, asked=source.asked)
 
 
 def place(config: "DumpConfig") -> "DumpConfig":
@@ -118,22 +134,31 @@ def dump_all(
     *,
     check: "SelfCheck | None" = None,
     predict: bool = False,
+    share: Share | None = None,
 ) -> "list[PromptResult]":
     """Dump every prompt and print each answer as it comes.
 
     An error gets a note that says what is on disk already.
     """
-    from hf_dumper.model import register_hook
+    from hf_dumper.session import DumpSession
 
+    share = share or Share(Launch())
     results: list[PromptResult] = []
     tokens = source.tokens
-    with _told(config, results), register_hook(model, config, tokenizer=tokenizer) as session:
+    session = DumpSession(model, config, tokenizer=tokenizer, launch=share.launch)
+    with share.kept(results), _told(config, results), session:
         if check is not None:
             session.note("self_check", check.to_dict())
         with Work(f"Dumping to {config.dump_path}") as work:
+            if share.launch.size > 1:
+                work.follow(share.launch.reported)
 
             def on_token(index: int, done: int) -> None:
-                work.update(sum(tokens[:index]) + done, sum(tokens))
+                progress = sum(tokens[:index]) + done, sum(tokens)
+                if share.launch.size > 1:
+                    share.report(*progress)
+                else:
+                    work.update(*progress)
 
             for result in source.each(model, tokenizer, on_token):
                 results.append(result)
@@ -153,24 +178,31 @@ def finish(
     console: Console,
     *,
     as_json: bool,
-) -> bool:
-    """Print what is in the dump and how to open it; return whether all of it is there."""
+    asked: int | None = None,
+    share: Share | None = None,
+) -> int:
+    """Print what is in the dump and how to open it; return the exit status."""
     from hf_dumper.cli.inspect import open_indexed
     from hf_dumper.report.predictions import predictions
     from hf_dumper.report.terminal import summary
 
+    share = share or Share(Launch())
     path = Path(str(config.dump_path))
-    with open_indexed(path) as reader:
+    with share.launch.together(), open_indexed(path) as reader:
         runs = [summary(reader, r.run) for r in results if r.run is not None]
         for run in runs:
             run["prompt_predictions"] = predictions(path, run["run"])
+        whole = len(runs) == len(results) and all(run["complete"] for run in runs)
+        whole = whole and (check is None or check.identical) and asked in (None, len(results))
+        part = share.meet(Part(results, runs, whole))
         if as_json:
-            print_json(_as_dict(path, runs, check))
+            print_json(_as_dict(path, part, check))
         else:
+            for result in part.results[len(results) :]:
+                console.print(_answer(result))
             console.print()
-            _tell_dump(console, reader, runs)
-    whole = len(runs) == len(results) and all(run["complete"] for run in runs)
-    return whole and (check is None or check.identical)
+            _tell_dump(console, reader, part.runs)
+    return DONE if part.whole else FAILED
 
 
 def _check_predictable(model: "PreTrainedModel") -> None:
@@ -271,10 +303,10 @@ def _tokens(tokens: list[int], shown: str) -> str:
     return f"token{'s' if len(tokens) != 1 else ''} {shown}"
 
 
-def _as_dict(path: Path, runs: list[dict[str, Any]], check: "SelfCheck | None") -> dict[str, Any]:
+def _as_dict(path: Path, part: Part, check: "SelfCheck | None") -> dict[str, Any]:
     return {
         "path": str(path),
-        "complete": all(run["complete"] for run in runs),
+        "complete": part.failure is None and all(run["complete"] for run in part.runs),
         "self_check": None if check is None else check.to_dict(),
-        "runs": runs,
+        "runs": part.runs,
     }

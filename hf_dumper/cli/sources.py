@@ -1,12 +1,13 @@
 """What a model is to generate from: prompts, or the runs of a golden dump."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from hf_dumper.cli.options import GenerationOptions, PromptOptions, given
 from hf_dumper.cli.terminal import Work
 from hf_dumper.errors import ConfigError
+from hf_dumper.launch import Launch
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from hf_dumper.core.protocols import DumpReader
     from hf_dumper.prompts import GoldenRun, Prompt
     from hf_dumper.runner import PromptResult
+    from hf_dumper.session import DumpSession
+
+T = TypeVar("T")
 
 _SELECTION: Final = (
     "token_range",
@@ -32,7 +36,13 @@ OnToken = Callable[[int, int], None]
 
 
 class Source(Protocol):
-    """Prompts, and how tokens follow from them."""
+    """Prompts, and how tokens follow from them.
+
+    Attributes:
+        launch: Whose share of the prompts is run: that of this process of it.
+    """
+
+    launch: Launch
 
     @property
     def asked(self) -> int:
@@ -57,6 +67,8 @@ class Source(Protocol):
 class Prompts:
     """Prompts from which the model goes on as it likes."""
 
+    launch = Launch()
+
     def __init__(self, prompts: "list[Prompt]", kwargs: dict[str, Any], *, chat: bool) -> None:
         """Generate with the keyword arguments."""
         self._prompts = prompts
@@ -66,12 +78,12 @@ class Prompts:
     @property
     def asked(self) -> int:
         """How many prompts there are."""
-        return len(self._prompts)
+        return len(list(self.launch.share_of(self._prompts)))
 
     @property
     def tokens(self) -> list[int]:
         """As many for each."""
-        return [self._kwargs["max_new_tokens"]] * len(self._prompts)
+        return [self._kwargs["max_new_tokens"]] * self.asked
 
     def selection(self) -> Mapping[str, Any]:
         """Return nothing: DumpConfig has defaults."""
@@ -90,11 +102,14 @@ class Prompts:
         from hf_dumper.runner import each_prompt
 
         options = {"chat": self._chat, "on_progress": on_token, **self._kwargs}
-        return each_prompt(model, tokenizer, self._prompts, **options)
+        prompts = numbered(model, enumerate(self._prompts), self.launch)
+        return each_prompt(model, tokenizer, prompts, **options)
 
 
 class Golden:
     """Runs of a golden dump, which the model follows token by token."""
+
+    launch = Launch()
 
     def __init__(self, golden: "DumpReader", runs: "list[GoldenRun]") -> None:
         """Follow the runs; those of the dump that are not among them are missing."""
@@ -104,12 +119,13 @@ class Golden:
     @property
     def asked(self) -> int:
         """How many runs the golden dump has."""
-        return len(self._golden.runs())
+        return len(list(self.launch.share_of(self._golden.runs())))
 
     @property
     def tokens(self) -> list[int]:
         """As many as the golden has."""
-        return [0 if run.ids is None else run.ids.shape[1] for run in self._runs]
+        runs = self.launch.share_of(self._runs)
+        return [0 if run.ids is None else run.ids.shape[1] for run in runs]
 
     def selection(self) -> Mapping[str, Any]:
         """Return what the golden dump holds."""
@@ -127,7 +143,19 @@ class Golden:
         """Follow one run after the other."""
         from hf_dumper.runner import each_golden
 
-        return each_golden(model, tokenizer, self._runs, self._golden, on_progress=on_token)
+        runs = numbered(model, ((run.run, run) for run in self._runs), self.launch)
+        return each_golden(model, tokenizer, runs, self._golden, on_progress=on_token)
+
+
+def numbered(
+    model: "PreTrainedModel", rows: Iterable[tuple[int, T]], launch: Launch
+) -> Iterator[T]:
+    """Yield this process's share of the rows; with others at work, a run has its row's number."""
+    session = cast("DumpSession", model.dump)
+    for number, row in launch.share_of(rows):
+        if launch.size > 1:
+            session.number_next(number)
+        yield row
 
 
 def source_of(prompts: PromptOptions, generation: GenerationOptions) -> Source:
