@@ -1,8 +1,10 @@
 """Prompts to token ids."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_dumper.errors import PromptError
 from hf_dumper.prompts.prompt import Messages, Prompt
@@ -33,6 +35,29 @@ def encode(tokenizer: Any, prompt: Prompt, chat: bool = False) -> dict[str, torc
         msg = f"Prompt {prompt.id!r} has no tokens; write some text into it."
         raise PromptError(msg)
     return tensors
+
+
+def pad(
+    rows: Sequence[Mapping[str, torch.Tensor]], token: int, *, left: bool = True
+) -> dict[str, torch.Tensor]:
+    """Join encoded prompts to a batch [rows, longest]; `token` fills the room, the mask is 0 there.
+
+    A model that generates goes on from the last column, so the room is on the `left`; an encoder
+    that counts positions from the first column wants it on the right.
+    """
+    side = "left" if left else "right"
+    filled = {"input_ids": token}
+    if len(rows) > 1:
+        rows = [{"attention_mask": torch.ones_like(row["input_ids"]), **row} for row in rows]
+    return {
+        name: pad_sequence(
+            [row[name][0] for row in rows],
+            batch_first=True,
+            padding_value=filled.get(name, 0),
+            padding_side=side,
+        )
+        for name in rows[0]
+    }
 
 
 def _apply_template(tokenizer: Any, prompt: Prompt) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -47,6 +47,9 @@ from hf_dumper.launch import Launch
 from hf_dumper.session.forked import forget_when_forked
 from hf_dumper.session.model_dump import ModelDump
 from hf_dumper.session.notices import warn_caller
+
+_NEXT_FREE: Final[tuple[int, Mapping[str, Any]]] = (-1, {})
+"""The number of a run that nobody numbered, and no facts about its source."""
 
 
 class DumpSession(HookOwner):
@@ -101,7 +104,7 @@ class DumpSession(HookOwner):
         self._processor = DumpLogitsProcessor(self._on_scores)
         self._criteria = DumpStoppingCriteria(self._on_token)
         self._runs: list[int] = []
-        self._next = -1
+        self._next: tuple[int, Mapping[str, Any]] = _NEXT_FREE
         self._stored = 0
         self._paused = 0
         self._lost = False
@@ -163,9 +166,22 @@ class DumpSession(HookOwner):
         """Add a JSON-ready fact about the whole dump to its manifest, outside of its identity."""
         self._dump.note(name, value)
 
-    def number_next(self, run: int) -> None:
-        """Give the next run this number instead of the next free one."""
-        self._next = run
+    def number_next(self, run: int, source: Mapping[str, Any] | None = None) -> None:
+        """Give the next run this number, from 0, instead of the next free one.
+
+        A number that the dump has already is a DumpWriteError when that run begins. `source` are
+        JSON-ready facts about where its prompts come from, which `run.json` keeps under "prompt".
+
+        Raises:
+            CaptureError: the number is none, or a run is in progress.
+        """
+        if isinstance(run, bool) or not isinstance(run, int) or run < 0:
+            msg = f"A run's number is an int from 0, not {run!r}."
+            raise CaptureError(msg)
+        if self._scope is not None:
+            msg = "Number a run before it begins; one is in progress."
+            raise CaptureError(msg)
+        self._next = run, {} if source is None else {"source": dict(source)}
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -368,11 +384,13 @@ class DumpSession(HookOwner):
         """
         refuse_compiled(self._model)
         self._lost, self._raised = False, None
+        (number, source), self._next = self._next, _NEXT_FREE
+        prompt = {**prompt, **source}
         scope = ExitStack()
         if self.config.seed is not None:
             scope.enter_context(seeded(self.config.seed))
         try:
-            run = self._dump.open_run(self._info(kind, prompt, expected))
+            run = self._dump.open_run(RunInfo(number, kind, determinism_facts(), prompt, expected))
         except OSError as error:
             scope.close()
             self._lost = True
@@ -389,10 +407,6 @@ class DumpSession(HookOwner):
         self._runs.append(run)
         self._observer.open_run(run, self._dump)
         return True
-
-    def _info(self, kind: str, prompt: Mapping[str, Any], expected: int) -> RunInfo:
-        number, self._next = self._next, -1
-        return RunInfo(number, kind, determinism_facts(), prompt, expected)
 
     def _end_run(self, facts: Mapping[str, Any], error: BaseException | None) -> None:
         """Write the run out; what went wrong is written into the run, and told.

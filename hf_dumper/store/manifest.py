@@ -10,9 +10,9 @@ from hf_dumper.core.types import FORMAT_VERSION
 from hf_dumper.errors import CaptureError, DumpFormatError, DumpIdentityError
 from hf_dumper.store.durable import sync
 from hf_dumper.store.files import TEMPORARY, read_json, write_json
-from hf_dumper.store.layout import KIND, LOCK, MANIFEST, MODEL_TREE, PAGE, RUNS
+from hf_dumper.store.layout import FAILURES, KIND, LOCK, MANIFEST, MODEL_TREE, PAGE, RUNS
 
-_CONTENTS: Final = (RUNS, "weights", "tokenizer", "floor", MODEL_TREE, MANIFEST)
+_CONTENTS: Final = (RUNS, "weights", "tokenizer", "floor", FAILURES, MODEL_TREE, MANIFEST)
 """What a dump may hold, the manifest last: overwriting removes these names and no others."""
 
 _OWN_KEYS: Final = ("kind", "format_version", "identity")

@@ -10,6 +10,7 @@ from hf_dumper import (
     DumpConfig,
     DumpFormatError,
     DumpIdentityError,
+    DumpWriteError,
     EmptyDumpError,
     SelectionError,
     TokenNeverReachedWarning,
@@ -305,3 +306,54 @@ def test_capture_and_writer_count_the_same(tiny_llama, tmp_path):
         info = dump.run_info()
     assert info["records"]["aliased"] > 0
     assert {status: info["counts"][status] for status in info["records"]} == info["records"]
+
+
+# --- numbers of runs ------------------------------------------------------------------------------
+
+
+def test_a_number_and_its_source_are_those_of_the_next_run_only(model, tmp_path):
+    with register_hook(model, DumpConfig(tmp_path)) as session:
+        session.number_next(7, {"rows": [7, 8]})
+        generate(model)
+        generate(model)
+        assert session.runs == (7, 8)
+    with open_dump(tmp_path) as reader:
+        assert reader.runs() == (7, 8)
+        sources = [reader.run_info(run)["prompt"].get("source") for run in (7, 8)]
+    assert sources == [{"rows": [7, 8]}, None]
+
+
+def test_a_number_that_exists_is_an_error_and_spares_the_run(model, tmp_path):
+    config = DumpConfig(tmp_path, on_error="raise")
+    with register_hook(model, config) as session:
+        generate(model)
+        session.number_next(0)
+        with pytest.raises(DumpWriteError, match="Run 0 exists"):
+            generate(model)
+        generate(model)
+        assert session.runs == (0, 1)
+    with open_dump(tmp_path) as reader:
+        assert all(reader.run_info(run)["complete"] for run in (0, 1))
+
+
+@pytest.mark.parametrize("number", [-1, True, 1.0, "1"])
+def test_what_is_no_number_is_refused(model, tmp_path, number):
+    with register_hook(model, DumpConfig(tmp_path)) as session:
+        with pytest.raises(CaptureError, match="int from 0"):
+            session.number_next(number)
+        generate(model)
+
+
+def test_a_run_in_progress_has_its_number(model, tmp_path):
+    refused = []
+
+    def number(*_):
+        with pytest.raises(CaptureError, match="in progress"):
+            session.number_next(3)
+        refused.append(True)
+
+    with register_hook(model, DumpConfig(tmp_path)) as session:
+        with model.lm_head.register_forward_hook(number):
+            generate(model, max_new_tokens=1)
+        assert session.runs == (0,)
+    assert refused

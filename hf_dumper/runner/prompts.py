@@ -28,8 +28,9 @@ class PromptResult:
     """What became of one prompt.
 
     `run` is the number of its run, None when it could not be dumped. `text` holds the new tokens of
-    the first row only, special ones included, since they are in the dump too; None for a model that
-    does not generate. `seconds` are those of the model, dumping included.
+    its first row only, special ones included, since they are in the dump too; None for a model that
+    does not generate. `seconds` are those of the whole run, dumping included. `row` is the prompt's
+    row in its data set, None for a prompt that is from none.
     """
 
     run: int | None
@@ -37,6 +38,7 @@ class PromptResult:
     text: str | None
     tokens: int
     seconds: float
+    row: int | None = None
 
 
 OnToken = Callable[[int, int], None]
@@ -77,12 +79,8 @@ def each_prompt(
     """Do the same one prompt at a time: each result is yielded when its run is on disk."""
     for index, prompt in enumerate(prompts):
         inputs = encode(tokenizer, prompt, chat)
-        run: Callable[[], torch.Tensor | None]
-        if can_generate(model):
-            on_token = _told(on_progress, index)
-            run = partial(_generate, model, inputs, generate_kwargs, on_token)
-        else:
-            run = partial(_forward, model, inputs)
+        on_token = _told(on_progress, index)
+        run = partial(generate_or_forward, model, inputs, generate_kwargs, on_token)
         yield _timed(model, tokenizer, prompt, run)
 
 
@@ -139,15 +137,36 @@ def _timed(
     run: Callable[[], torch.Tensor | None],
 ) -> PromptResult:
     """Run the model and say what became of it; `run` returns the new ids [rows, tokens]."""
+    number, ids, seconds = measured(model, run)
+    text = None if ids is None else tokenizer.decode(ids[0])
+    tokens = 0 if ids is None else ids.shape[1]
+    return PromptResult(number, prompt, text, tokens, seconds)
+
+
+def measured(
+    model: PreTrainedModel, run: Callable[[], torch.Tensor | None]
+) -> tuple[int | None, torch.Tensor | None, float]:
+    """Return the number of the run, None if it was not dumped, its new ids, and its seconds."""
     session = cast("DumpSession", model.dump)
     before = len(session.runs)
     start = perf_counter()
     ids = run()
     seconds = perf_counter() - start
     runs = session.runs[before:]
-    text = None if ids is None else tokenizer.decode(ids[0])
-    tokens = 0 if ids is None else ids.shape[1]
-    return PromptResult(runs[0] if runs else None, prompt, text, tokens, seconds)
+    return runs[0] if runs else None, ids, seconds
+
+
+def generate_or_forward(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    generate_kwargs: Mapping[str, Any],
+    on_token: Callable[[int], None] | None,
+) -> torch.Tensor | None:
+    """Return the new ids [rows, tokens]; None for a model that has no head to generate with."""
+    if can_generate(model):
+        return _generate(model, inputs, generate_kwargs, on_token)
+    _forward(model, inputs)
+    return None
 
 
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
