@@ -20,6 +20,7 @@ from hf_dumper.cli.failures import DONE, FAILED
 ROOT = Path(__file__).parents[1]
 FORMAT = ROOT / "docs" / "format.md"  # its reader takes an argument: the tests below run it
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PROMPTS = ROOT / "docs" / "prompts.md"
 PAGES = sorted([*READMES, *(p for p in (ROOT / "docs").glob("*.md") if p != FORMAT)])
 FENCE = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -127,6 +128,7 @@ def files(tmp_path, monkeypatch):
     """Give the commands what they read, in a working directory of their own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "You may copy"}')
+    (tmp_path / "questions.csv").write_text("question,answer\nMay I?,yes\nWhy?,\nHow?,so\n")
     (tmp_path / "limits.toml").write_text("warn = 3.0")
     return tmp_path
 
@@ -135,14 +137,15 @@ def said_to_run(command, folder):
     """Return the arguments of a command, places filled in; dumps go where later ones look."""
     _, *arguments = (PLACES.get(word, word) for word in shlex.split(command))
     if arguments[0] == "run" and "--dump" not in arguments:
-        arguments += ["--dump", "d" if not (folder / "d").exists() else "other"]
+        names = ("d", *(f"other{i}" for i in range(99)))  # rows of one source never join another's
+        arguments += ["--dump", next(name for name in names if not (folder / name).exists())]
     if "broken" in arguments and not (folder / "broken").exists():
         shutil.copytree(folder / "golden", folder / "broken")  # which is a good one here
     return arguments
 
 
-@pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
-def test_every_command_of_a_readme_runs(page, files, capfd):
+@pytest.mark.parametrize("page", [*READMES, PROMPTS], ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page, files, capfd):
     for command in commands(page):
         if command.startswith("make "):
             assert f"\n{command.split()[1]}: " in (ROOT / "Makefile").read_text("utf-8")

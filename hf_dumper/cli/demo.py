@@ -58,7 +58,7 @@ def _golden(folder: Path) -> bool:
     from hf_dumper.cli.run import dump_all, place
     from hf_dumper.cli.sources import Prompts
     from hf_dumper.config import DumpConfig
-    from hf_dumper.prompts.files import load_prompts
+    from hf_dumper.prompts import load_prompts
 
     config = place(DumpConfig(folder / _GOLDEN, "all", dump_statistics_mode=2))
     prompts = load_prompts(PROMPTS)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -15,10 +15,29 @@ from hf_dumper.errors import ConfigError, EmptyDumpError
 from hf_dumper.launch import Launch
 
 if TYPE_CHECKING:
-    from hf_dumper.runner import PromptResult
+    from hf_dumper.runner import PromptResult, RowFailure, RowRunner
 
 _OFTEN: Final = 0.5
 """Seconds between two reports of how far a process is."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What became of the rows of a data set, besides those that were dumped."""
+
+    skipped: int
+    replaced: int
+    failures: "list[RowFailure]"
+
+    @classmethod
+    def of(cls, rows: "RowRunner | RowFacts") -> "RowFacts":
+        """Return the facts alone, which can be told to another process."""
+        return cls(rows.skipped, rows.replaced, list(rows.failures))
+
+    def __add__(self, other: "RowFacts") -> "RowFacts":
+        """Return the facts of two processes together."""
+        failures = sorted([*self.failures, *other.failures], key=lambda failure: failure.row)
+        return RowFacts(self.skipped + other.skipped, self.replaced + other.replaced, failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +45,13 @@ class Part:
     """What became of the rows of one process, or of all.
 
     `whole` is False when something of them is missing; `failure` says what ended the process
-    early, and is None otherwise.
+    early, and is None otherwise; `rows` is None where there is no data set.
     """
 
     results: "list[PromptResult]"
     runs: list[dict[str, Any]]
     whole: bool
+    rows: "RowFacts | None" = None
     failure: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -45,7 +65,9 @@ class Share:
     """
 
     def __init__(self, launch: Launch) -> None:
-        """Begin with nothing told."""
+        """Begin with nothing told, but a word where accelerate did not do as it was told."""
+        if hint := _lone_launch():
+            warn(hint)
         self.launch = launch
         self.warnings: list[str] | None = None if launch.is_main else []
         self._failure: str | None = None
@@ -65,7 +87,14 @@ class Share:
             if results or not isinstance(error, EmptyDumpError):
                 self._failure = explain(error)
 
-    def report(self, done: int, total: int | None) -> None:
+    def shown(self, work: Work) -> "Callable[[int, int | None], None]":
+        """Return what takes this process's progress; the bar shows that of all."""
+        if self.launch.size == 1:
+            return work.update
+        work.follow(self.launch.reported)
+        return self._report
+
+    def _report(self, done: int, total: int | None) -> None:
         """Tell the main process how far this one is, now and then."""
         if monotonic() - self._reported > _OFTEN:
             self._reported = monotonic()
@@ -96,7 +125,7 @@ def on_device(options: ModelOptions, launch: Launch) -> ModelOptions:
     return replace(options, device_map=launch.device)
 
 
-def lone_launch() -> str | None:
+def _lone_launch() -> str | None:
     """Return a word about a launch of several processes of which accelerate started only one."""
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         return (
@@ -111,7 +140,9 @@ def _joined(parts: list[Part]) -> Part:
     results = [result for part in parts for result in part.results]
     runs = [run for part in parts for run in part.runs]
     failures = "; ".join(part.failure for part in parts if part.failure is not None)
-    return Part(results, sorted(runs, key=lambda run: run["run"]), whole, failures or None)
+    rows = [part.rows for part in parts if part.rows is not None]
+    facts = sum(rows[1:], rows[0]) if rows else None
+    return Part(results, sorted(runs, key=lambda run: run["run"]), whole, facts, failures or None)
 
 
 def _tell(parts: list[Part]) -> None:

@@ -51,16 +51,55 @@ class PromptOptions:
         Names, Option(help="A prompt; may be given several times.", rich_help_panel=_PROMPTS)
     ] = None
     prompts: Annotated[
-        Path | None,
+        str | None,
         Option(
-            metavar="FILE",
-            help="Prompts from .txt (a line each), .json, .jsonl, .csv or .parquet.",
+            metavar="SOURCE",
+            help="Prompts from .txt (a line each), .json, .jsonl, .csv or .parquet, a folder of "
+            "data, or a data set of the hub. A second start goes on where the first ended.",
             rich_help_panel=_PROMPTS,
         ),
     ] = None
     column: Annotated[
         str | None,
-        Option(help="Column of FILE.", show_default='"prompt" or "text"', rich_help_panel=_PROMPTS),
+        Option(
+            help="Column of SOURCE.", show_default='"prompt" or "text"', rich_help_panel=_PROMPTS
+        ),
+    ] = None
+    template: Annotated[
+        str | None,
+        Option(
+            help=r'Several columns of SOURCE, such as "Q: {question}\nA:".',
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None
+    subset: Annotated[
+        str | None,
+        Option(help="Configuration of a data set of the hub.", rich_help_panel=_PROMPTS),
+    ] = None
+    split: Annotated[
+        str | None,
+        Option(help='Split of SOURCE, such as "train[1:3]".', rich_help_panel=_PROMPTS),
+    ] = None
+    streaming: Annotated[
+        bool,
+        Option("--streaming", help="Read SOURCE row by row.", rich_help_panel=_PROMPTS),
+    ] = False
+    limit: Annotated[
+        int | None, Option(min=1, help="Rows of SOURCE at most.", rich_help_panel=_PROMPTS)
+    ] = None
+    shuffle: Annotated[
+        bool,
+        Option(
+            "--shuffle",
+            help="Take the rows in an order drawn from --seed, 0 unless given.",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = False
+    batch_size: Annotated[
+        int | None,
+        Option(
+            min=1, help="Rows of SOURCE in each run.", show_default="1", rich_help_panel=_PROMPTS
+        ),
     ] = None
     follow: Annotated[
         Path | None,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hf_dumper.cli.failures import DONE, FAILED
 from hf_dumper.cli.flat import flat
-from hf_dumper.cli.launched import Part, Share, lone_launch, on_device
+from hf_dumper.cli.launched import Part, RowFacts, Share, on_device
 from hf_dumper.cli.options import (
     DumpOptions,
     GenerationOptions,
@@ -23,8 +23,8 @@ from hf_dumper.cli.options import (
     PromptOptions,
 )
 from hf_dumper.cli.sources import Source, source_of
-from hf_dumper.cli.terminal import Work, calm, print_json, stdout, warn
-from hf_dumper.errors import DumpWriteError, EmptyDumpError
+from hf_dumper.cli.terminal import Work, calm, print_json, stdout
+from hf_dumper.errors import DumpWriteError, EmptyDumpError, PromptError
 from hf_dumper.launch import Launch
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ SelfChecked = Annotated[
     ),
 ]
 
+_TOLD = 20
+"""Failures that are told one by one."""
+
 
 @flat
 def run(
@@ -74,36 +77,24 @@ def run(
     """Generate from prompts and dump what happens inside the model."""
     launch = Launch.of_environment()
     share = Share(launch)
-    hint = lone_launch()
-    if hint is not None:
-        warn(hint)
     console = Console(quiet=True) if json else stdout()
     with calm(kept=share.warnings):
         with launch.together():
-            source = source_of(prompts, generation)
+            source = source_of(prompts, generation, dump.to_config().seed)
             source.launch = launch
             config = place(dump.to_config(source.selection()))
             config = replace(config, dump_path=Path(launch.of_main(lambda: str(config.dump_path))))
-            loading = on_device(loading, launch)
             from hf_dumper.cli.models import load_model
 
-            loaded, tokenizer = load_model(model, loading)
+            loaded, tokenizer = load_model(model, on_device(loading, launch))
             if prompt_predictions:
                 _check_predictable(loaded)
             check = _check(loaded, tokenizer, source, config) if self_check else None
         if check is not None:
             _tell_check(console, check)
-        results = dump_all(
-            loaded,
-            tokenizer,
-            source,
-            config,
-            console,
-            check=check,
-            predict=prompt_predictions,
-            share=share,
-        )
-    return finish(config, results, check, console, as_json=json, share=share, asked=source.asked)
+        terms: dict[str, Any] = {"check": check, "predict": prompt_predictions, "share": share}
+        results = dump_all(loaded, tokenizer, source, config, console, **terms)
+    return finish(config, results, check, console, as_json=json, source=source, share=share)
 
 
 def place(config: "DumpConfig") -> "DumpConfig":
@@ -144,29 +135,26 @@ def dump_all(
 
     share = share or Share(Launch())
     results: list[PromptResult] = []
-    tokens = source.tokens
+    predicted = None
     session = DumpSession(model, config, tokenizer=tokenizer, launch=share.launch)
-    with share.kept(results), _told(config, results), session:
+    with share.kept(results), _told(config, results), _nothing_left(source), session:
         if check is not None:
             session.note("self_check", check.to_dict())
         with Work(f"Dumping to {config.dump_path}") as work:
-            if share.launch.size > 1:
-                work.follow(share.launch.reported)
+            show = share.shown(work)
 
             def on_token(index: int, done: int) -> None:
-                progress = sum(tokens[:index]) + done, sum(tokens)
-                if share.launch.size > 1:
-                    share.report(*progress)
-                else:
-                    work.update(*progress)
+                show(*source.progress(index, done))
 
             for result in source.each(model, tokenizer, on_token):
                 results.append(result)
-                if predict and result.run is not None:
+                fresh = predict and result.run not in (None, predicted)
+                if fresh and result.run is not None:
+                    predicted = result.run
                     _predict(session, model, result.run)
                 with work.aside():
                     console.print(_answer(result))
-                    if predict and result.run is not None:
+                    if fresh and result.run is not None:
                         _tell_predictions(console, session, result.run)
     return results
 
@@ -178,7 +166,7 @@ def finish(
     console: Console,
     *,
     as_json: bool,
-    asked: int | None = None,
+    source: Source | None = None,
     share: Share | None = None,
 ) -> int:
     """Print what is in the dump and how to open it; return the exit status."""
@@ -189,20 +177,59 @@ def finish(
     share = share or Share(Launch())
     path = Path(str(config.dump_path))
     with share.launch.together(), open_indexed(path) as reader:
-        runs = [summary(reader, r.run) for r in results if r.run is not None]
+        made = dict.fromkeys(r.run for r in results if r.run is not None)
+        runs = [summary(reader, run) for run in made]
         for run in runs:
             run["prompt_predictions"] = predictions(path, run["run"])
-        whole = len(runs) == len(results) and all(run["complete"] for run in runs)
-        whole = whole and (check is None or check.identical) and asked in (None, len(results))
-        part = share.meet(Part(results, runs, whole))
+        whole = all(r.run is not None for r in results) and all(run["complete"] for run in runs)
+        whole = whole and (check is None or check.identical)
+        whole = whole and (source is None or len(results) == source.asked)
+        rows = None if source is None else source.rows
+        part = share.meet(Part(results, runs, whole, None if rows is None else RowFacts.of(rows)))
         if as_json:
-            print_json(_as_dict(path, part, check))
+            print_json(_as_dict(path, part, check) | _row_facts(part.rows))
         else:
             for result in part.results[len(results) :]:
                 console.print(_answer(result))
             console.print()
+            if part.rows is not None:
+                _tell_rows(console, part.rows, path)
             _tell_dump(console, reader, part.runs)
     return DONE if part.whole else FAILED
+
+
+@contextmanager
+def _nothing_left(source: Source) -> Iterator[None]:
+    """Let a dump be in which every row is there already; tell why no row is."""
+    try:
+        yield
+    except EmptyDumpError as error:
+        rows = source.rows
+        if rows is None or not (rows.skipped or rows.failures):
+            raise
+        if not rows.skipped:
+            raise PromptError(rows.failures[0].error) from error
+
+
+def _tell_rows(console: Console, rows: RowFacts, path: Path) -> None:
+    from hf_dumper.report.terminal import plural
+
+    if rows.skipped:
+        console.print(f"Skipped {plural(rows.skipped, 'row')} that the dump holds already.")
+    if rows.replaced:
+        console.print(f"Made {plural(rows.replaced, 'run')} again that had not been complete.")
+    for failure in rows.failures[:_TOLD]:
+        console.print(Text(f"Row {failure.row} FAILED: {failure.error}", "red"), soft_wrap=True)
+    if rows.failures:
+        count = plural(len(rows.failures), "row")
+        console.print(f"{count} failed: see {path / 'failures.jsonl'}.", soft_wrap=True)
+
+
+def _row_facts(rows: RowFacts | None) -> dict[str, Any]:
+    if rows is None:
+        return {}
+    failures = [{"row": failure.row, "error": failure.error} for failure in rows.failures]
+    return {"skipped": rows.skipped, "replaced": rows.replaced, "failures": failures}
 
 
 def _check_predictable(model: "PreTrainedModel") -> None:
@@ -233,7 +260,7 @@ def _check(
     from hf_dumper.diagnose import self_check
 
     with Work("Self-check"):
-        inputs, options = source.first(tokenizer)
+        inputs, options = source.first(tokenizer, model)
         moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         return self_check(model, moved, config, **options)
 
@@ -287,7 +314,8 @@ def _tell_dump(console: Console, reader: "IndexedReader", runs: list[dict[str, A
     records = sum(run["records"] for run in runs)
     what = f"{plural(records, 'tensor')} of {plural(len(runs), 'run')}"
     of = f" of {made}" if made > len(tokens) else ""
-    console.print(f"Dumped {what}: {_tokens(tokens, ranges(tokens))}{of}.")
+    if runs:
+        console.print(f"Dumped {what}: {_tokens(tokens, ranges(tokens))}{of}.")
     if of and reader.manifest["identity"]["dump_config"]["token_range"] is None:
         console.print("--token-range all dumps the others, too.", style="dim")
     for run in runs:

@@ -10,7 +10,16 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from hf_dumper.cli.failures import one_line
 from hf_dumper.errors import DumpWarning
@@ -31,6 +40,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, where the total is known."""
+
+    def render(self, task: Task) -> Text:
+        found = super().render(task)
+        return found.append(" left") if found.plain else found
+
+
 class Work:
     """Progress of one piece of work: a bar on stderr once it takes long, nothing in a pipe."""
 
@@ -41,6 +58,8 @@ class Work:
             *columns,
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
+            _TimeLeft(),
+            speed_estimate_period=600,
             console=Console(stderr=True),
             transient=True,
             redirect_stdout=False,  # or answers that are piped elsewhere would end up on stderr
@@ -54,8 +73,8 @@ class Work:
         self._timer.daemon = True
 
     def update(self, done: int, total: int | None) -> None:
-        """Move the bar; without a total it only counts."""
-        count = f"{done}/{total}" if total is not None else f"{done}"
+        """Move the bar; a total that nobody knows is None."""
+        count = str(done) if total is None else f"{done}/{total}"
         self._bar.update(self._task, completed=done, total=total, count=count)
 
     def follow(self, progress: Callable[[], tuple[int, int | None]]) -> None:

@@ -283,10 +283,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(plac
 
 
 def test_a_prompt_that_fails_keeps_the_runs_before_it(place, cli):
-    prompts = [[{"role": "user", "content": text}] for text in ("good", "bad")]
-    (place / "p.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in prompts))
-    run = ("run", "tiny", "--prompts", "p.jsonl", "--chat", "--dump", "d", "--max-new-tokens", 2)
-    status, out, err = cli(*run)
+    run = ("run", "tiny", "--prompt", "good", "--prompt", "bad", "--chat", "--dump", "d")
+    status, out, err = cli(*run, "--max-new-tokens", 2)
     assert status == IMPOSSIBLE
     assert "run 0  good → " in out
     assert err.splitlines() == [
@@ -300,7 +298,7 @@ def test_a_prompt_that_fails_keeps_the_runs_before_it(place, cli):
 
 
 def test_an_interrupt_keeps_the_runs_before_it(place, cli, monkeypatch):
-    from hf_dumper import runner
+    from hf_dumper.runner import prompts as runner
 
     count = runner._Counter.__call__
 
