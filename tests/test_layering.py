@@ -31,6 +31,7 @@ RANKS = {
     "diagnose": 6,
     "testing": 6,
     "cli": 7,
+    "__main__": 8,
 }
 """The table of the architecture page. A new module gets its row there and here."""
 
