@@ -18,7 +18,8 @@
     │   ├── EmptyDumpError                  nothing at all was captured
     │   └── KeyNotFoundError (KeyError)     no such run, token, module or slot in the dump
     ├── HubError                            a hub that does not give or take what it was asked for
-    └── PromptError (ValueError)            prompts that cannot be read
+    ├── PromptError (ValueError)            prompts that cannot be read
+    └── LaunchError (RuntimeError)          another process of an `accelerate launch` failed
 
     DumpWarning (UserWarning)
     ├── DumpIncompleteWarning               a run whose dump is not whole, and why
@@ -56,6 +57,10 @@ class UnsupportedGenerationError(HFDumperError, NotImplementedError):
 
 class CaptureError(HFDumperError, RuntimeError):
     """A session was used in a way that cannot be recorded."""
+
+
+class LaunchError(HFDumperError, RuntimeError):
+    """Another process of the same `accelerate launch` failed, so this one cannot go on."""
 
 
 class DumpError(HFDumperError):

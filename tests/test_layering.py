@@ -16,6 +16,7 @@ RANKS = {
     "core": 1,
     "config": 2,
     "hub": 2,
+    "launch": 2,
     "capture": 3,
     "store": 3,
     "compare": 3,
@@ -33,6 +34,7 @@ RANKS = {
     "testing": 6,
     "badcases": 7,
     "cli": 8,
+    "__main__": 9,
 }
 """The table of the architecture page. A new module gets its row there and here."""
 

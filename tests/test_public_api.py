@@ -33,6 +33,7 @@ PUBLIC = [
     "HFDumperError",
     "HubError",
     "KeyNotFoundError",
+    "LaunchError",
     "ModelError",
     "NotYetError",
     "PromptError",

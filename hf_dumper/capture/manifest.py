@@ -33,7 +33,6 @@ def describe_model(model: torch.nn.Module, options: dict[str, Any]) -> dict[str,
     """
     config = _config(model)
     weights = _weights(model) if options["hash_weights"] else None
-    placement = getattr(model, "hf_device_map", None)
     return {
         "identity": {
             "class": type(model).__name__,
@@ -42,7 +41,7 @@ def describe_model(model: torch.nn.Module, options: dict[str, Any]) -> dict[str,
             "dtype": str(_dtype(model)),
             "attn_implementation": _implementation(model, "_attn_implementation"),
             "experts_implementation": _implementation(model, "_experts_implementation"),
-            "device_map": {k: str(v) for k, v in placement.items()} if placement else None,
+            "device_map": _placement(model),
             "dump_config": {k: v for k, v in options.items() if k not in _NOT_IDENTITY},
         },
         "model": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
@@ -72,6 +71,23 @@ def fingerprint(model: torch.nn.Module) -> tuple[object, ...]:
         (name, p.data_ptr() if not p.is_meta else 0, p.dtype, _version(p))
         for name, p in model.named_parameters()
     )
+
+
+def _placement(model: torch.nn.Module) -> dict[str, str] | None:
+    """Return the device of each part; of a model on one device without that device's index.
+
+    Each process of a launch has a device of its own, and all of them dump the same thing.
+    """
+    placement = getattr(model, "hf_device_map", None)
+    if not placement:
+        return None
+    if set(placement) == {""}:
+        return {"": _kind_of_device(placement[""])}
+    return {name: str(device) for name, device in placement.items()}
+
+
+def _kind_of_device(device: int | str | torch.device) -> str:
+    return torch.device(device).type if device != "disk" else "disk"
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import typer
 
-from hf_dumper.errors import HFDumperError
+from hf_dumper.errors import HFDumperError, LaunchError
 from hf_dumper.hub.retry import chain_of
+from hf_dumper.launch import is_main_process
 
 DONE, FAILED, IMPOSSIBLE = 0, 1, 2
 
@@ -50,7 +51,8 @@ def status_of(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     try:
         status = app(given, prog_name=NAME, standalone_mode=False)
     except _UsageError as error:
-        print(_usage(error), file=sys.stderr)
+        if is_main_process():
+            print(_usage(error), file=sys.stderr)
         return IMPOSSIBLE
     return status if isinstance(status, int) else DONE
 
@@ -80,6 +82,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., int]:
 def _tell(error: BaseException) -> None:
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
+    if isinstance(error, LaunchError) and not is_main_process():
+        return  # the main process knows, and tells it
     print(f"{NAME}: {explain(error)}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
 
 

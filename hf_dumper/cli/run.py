@@ -14,6 +14,7 @@ from rich.text import Text
 
 from hf_dumper.cli.failures import DONE, FAILED
 from hf_dumper.cli.flat import flat
+from hf_dumper.cli.launched import Part, RowFacts, Share, on_device
 from hf_dumper.cli.options import (
     DumpOptions,
     GenerationOptions,
@@ -24,6 +25,7 @@ from hf_dumper.cli.options import (
 from hf_dumper.cli.sources import Source, source_of
 from hf_dumper.cli.terminal import Work, calm, print_json, stdout
 from hf_dumper.errors import DumpWriteError, EmptyDumpError, PromptError
+from hf_dumper.launch import Launch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from hf_dumper.config import DumpConfig
     from hf_dumper.diagnose import SelfCheck
     from hf_dumper.report.terminal import IndexedReader
-    from hf_dumper.runner import PromptResult, RowRunner
+    from hf_dumper.runner import PromptResult
     from hf_dumper.session import DumpSession
 
 Model = Annotated[
@@ -73,24 +75,26 @@ def run(
     json: Json = False,
 ) -> int:
     """Generate from prompts and dump what happens inside the model."""
-    source = source_of(prompts, generation, dump.to_config().seed)
-    config = place(dump.to_config(source.selection()))
-    from hf_dumper.cli.models import load_model
-
-    loaded, tokenizer = load_model(model, loading)
-    if prompt_predictions:
-        _check_predictable(loaded)
+    launch = Launch.of_environment()
+    share = Share(launch)
     console = Console(quiet=True) if json else stdout()
-    with calm():
-        check = None
-        if self_check:
-            check = _check(loaded, tokenizer, source, config)
+    with calm(kept=share.warnings):
+        with launch.together():
+            source = source_of(prompts, generation, dump.to_config().seed)
+            source.launch = launch
+            config = place(dump.to_config(source.selection()))
+            config = replace(config, dump_path=Path(launch.of_main(lambda: str(config.dump_path))))
+            from hf_dumper.cli.models import load_model
+
+            loaded, tokenizer = load_model(model, on_device(loading, launch))
+            if prompt_predictions:
+                _check_predictable(loaded)
+            check = _check(loaded, tokenizer, source, config) if self_check else None
+        if check is not None:
             _tell_check(console, check)
-        results = dump_all(
-            loaded, tokenizer, source, config, console, check=check, predict=prompt_predictions
-        )
-    whole = finish(config, results, check, console, as_json=json, rows=source.rows)
-    return DONE if whole and len(results) == source.asked else FAILED
+        terms: dict[str, Any] = {"check": check, "predict": prompt_predictions, "share": share}
+        results = dump_all(loaded, tokenizer, source, config, console, **terms)
+    return finish(config, results, check, console, as_json=json, source=source, share=share)
 
 
 def place(config: "DumpConfig") -> "DumpConfig":
@@ -121,26 +125,26 @@ def dump_all(
     *,
     check: "SelfCheck | None" = None,
     predict: bool = False,
+    share: Share | None = None,
 ) -> "list[PromptResult]":
     """Dump every prompt and print each answer as it comes.
 
     An error gets a note that says what is on disk already.
     """
-    from hf_dumper.model import register_hook
+    from hf_dumper.session import DumpSession
 
+    share = share or Share(Launch())
     results: list[PromptResult] = []
     predicted = None
-    with (
-        _told(config, results),
-        _nothing_left(source),
-        register_hook(model, config, tokenizer=tokenizer) as session,
-    ):
+    session = DumpSession(model, config, tokenizer=tokenizer, launch=share.launch)
+    with share.kept(results), _told(config, results), _nothing_left(source), session:
         if check is not None:
             session.note("self_check", check.to_dict())
         with Work(f"Dumping to {config.dump_path}") as work:
+            show = share.shown(work)
 
             def on_token(index: int, done: int) -> None:
-                work.update(*source.progress(index, done))
+                show(*source.progress(index, done))
 
             for result in source.each(model, tokenizer, on_token):
                 results.append(result)
@@ -162,28 +166,36 @@ def finish(
     console: Console,
     *,
     as_json: bool,
-    rows: "RowRunner | None" = None,
-) -> bool:
-    """Print what is in the dump and how to open it; return whether all of it is there."""
+    source: Source | None = None,
+    share: Share | None = None,
+) -> int:
+    """Print what is in the dump and how to open it; return the exit status."""
     from hf_dumper.cli.inspect import open_indexed
     from hf_dumper.report.predictions import predictions
     from hf_dumper.report.terminal import summary
 
+    share = share or Share(Launch())
     path = Path(str(config.dump_path))
-    with open_indexed(path) as reader:
+    with share.launch.together(), open_indexed(path) as reader:
         made = dict.fromkeys(r.run for r in results if r.run is not None)
         runs = [summary(reader, run) for run in made]
         for run in runs:
             run["prompt_predictions"] = predictions(path, run["run"])
+        whole = all(r.run is not None for r in results) and all(run["complete"] for run in runs)
+        whole = whole and (check is None or check.identical)
+        whole = whole and (source is None or len(results) == source.asked)
+        rows = None if source is None else source.rows
+        part = share.meet(Part(results, runs, whole, None if rows is None else RowFacts.of(rows)))
         if as_json:
-            print_json(_as_dict(path, runs, check) | _row_facts(rows))
+            print_json(_as_dict(path, part, check) | _row_facts(part.rows))
         else:
+            for result in part.results[len(results) :]:
+                console.print(_answer(result))
             console.print()
-            if rows is not None:
-                _tell_rows(console, rows, path)
-            _tell_dump(console, reader, runs)
-    whole = all(r.run is not None for r in results) and all(run["complete"] for run in runs)
-    return whole and (check is None or check.identical)
+            if part.rows is not None:
+                _tell_rows(console, part.rows, path)
+            _tell_dump(console, reader, part.runs)
+    return DONE if part.whole else FAILED
 
 
 @contextmanager
@@ -199,7 +211,7 @@ def _nothing_left(source: Source) -> Iterator[None]:
             raise PromptError(rows.failures[0].error) from error
 
 
-def _tell_rows(console: Console, rows: "RowRunner", path: Path) -> None:
+def _tell_rows(console: Console, rows: RowFacts, path: Path) -> None:
     from hf_dumper.report.terminal import plural
 
     if rows.skipped:
@@ -213,7 +225,7 @@ def _tell_rows(console: Console, rows: "RowRunner", path: Path) -> None:
         console.print(f"{count} failed: see {path / 'failures.jsonl'}.", soft_wrap=True)
 
 
-def _row_facts(rows: "RowRunner | None") -> dict[str, Any]:
+def _row_facts(rows: RowFacts | None) -> dict[str, Any]:
     if rows is None:
         return {}
     failures = [{"row": failure.row, "error": failure.error} for failure in rows.failures]
@@ -319,10 +331,10 @@ def _tokens(tokens: list[int], shown: str) -> str:
     return f"token{'s' if len(tokens) != 1 else ''} {shown}"
 
 
-def _as_dict(path: Path, runs: list[dict[str, Any]], check: "SelfCheck | None") -> dict[str, Any]:
+def _as_dict(path: Path, part: Part, check: "SelfCheck | None") -> dict[str, Any]:
     return {
         "path": str(path),
-        "complete": all(run["complete"] for run in runs),
+        "complete": part.failure is None and all(run["complete"] for run in part.runs),
         "self_check": None if check is None else check.to_dict(),
-        "runs": runs,
+        "runs": part.runs,
     }

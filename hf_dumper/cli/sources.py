@@ -1,13 +1,14 @@
 """What a model is to generate from: prompts, a data set, or the runs of a golden dump."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from hf_dumper.cli.options import GenerationOptions, PromptOptions, given
 from hf_dumper.cli.terminal import Work
 from hf_dumper.errors import ConfigError
+from hf_dumper.launch import Launch
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from hf_dumper.core.protocols import DumpReader
     from hf_dumper.prompts import GoldenRun, Prompt, PromptRows
     from hf_dumper.runner import PromptResult, RowRunner
+    from hf_dumper.session import DumpSession
+
+T = TypeVar("T")
 
 _SELECTION: Final = (
     "token_range",
@@ -33,7 +37,13 @@ OnToken = Callable[[int, int], None]
 
 
 class Source(Protocol):
-    """Prompts, and how tokens follow from them."""
+    """Prompts, and how tokens follow from them.
+
+    Attributes:
+        launch: Whose share of the prompts is run: that of this process of it.
+    """
+
+    launch: Launch
 
     @property
     def asked(self) -> int:
@@ -63,12 +73,14 @@ class Source(Protocol):
 class _Counted:
     """Progress over prompts of which all are known."""
 
+    launch = Launch()
     rows: "RowRunner | None" = None
     tokens: list[int]
 
     def progress(self, index: int, tokens: int) -> tuple[int, int | None]:
         """Return how many tokens are done, and of how many."""
-        return sum(self.tokens[:index]) + tokens, sum(self.tokens)
+        each = list(self.launch.share_of(self.tokens))
+        return sum(each[:index]) + tokens, sum(each)
 
 
 class Prompts(_Counted):
@@ -84,7 +96,7 @@ class Prompts(_Counted):
     @property
     def asked(self) -> int:
         """How many prompts there are."""
-        return len(self._prompts)
+        return len(list(self.launch.share_of(self._prompts)))
 
     def selection(self) -> Mapping[str, Any]:
         """Return nothing: DumpConfig has defaults."""
@@ -105,12 +117,14 @@ class Prompts(_Counted):
         from hf_dumper.runner import each_prompt
 
         options = {"chat": self._chat, "on_progress": on_token, **self._kwargs}
-        return each_prompt(model, tokenizer, self._prompts, **options)
+        prompts = numbered(model, enumerate(self._prompts), self.launch)
+        return each_prompt(model, tokenizer, prompts, **options)
 
 
 class Rows:
     """Rows of a data set, of which those that are in the dump already are skipped."""
 
+    launch = Launch()
     rows: "RowRunner | None" = None
 
     def __init__(
@@ -140,12 +154,16 @@ class Rows:
         self, model: "PreTrainedModel", tokenizer: Any, on_token: OnToken
     ) -> "Iterator[PromptResult]":
         """Generate from one batch after the other."""
+        from hf_dumper.runner import numbered_rows
+
         self.rows = self._runner(model, tokenizer, on_token)
-        return self.rows.each(self._prompts, self._prompts.name)
+        rows = numbered_rows(self._prompts, self.launch.rank, self.launch.size)
+        return self.rows.each(rows, self._prompts.name)
 
     def progress(self, index: int, tokens: int) -> tuple[int, int | None]:
         """Return how many tokens are done, and of how many, without the rows that are skipped."""
         count, each = self._prompts.count, self._kwargs["max_new_tokens"]
+        count = count and len(range(self.launch.rank, count, self.launch.size))
         skipped = 0 if self.rows is None else self.rows.skipped
         return (index - skipped) * each + tokens, count and (count - skipped) * each
 
@@ -170,7 +188,7 @@ class Golden(_Counted):
     @property
     def asked(self) -> int:
         """How many runs the golden dump has."""
-        return len(self._golden.runs())
+        return len(list(self.launch.share_of(self._golden.runs())))
 
     def selection(self) -> Mapping[str, Any]:
         """Return what the golden dump holds."""
@@ -190,7 +208,19 @@ class Golden(_Counted):
         """Follow one run after the other."""
         from hf_dumper.runner import each_golden
 
-        return each_golden(model, tokenizer, self._runs, self._golden, on_progress=on_token)
+        runs = numbered(model, ((run.run, run) for run in self._runs), self.launch)
+        return each_golden(model, tokenizer, runs, self._golden, on_progress=on_token)
+
+
+def numbered(
+    model: "PreTrainedModel", rows: Iterable[tuple[int, T]], launch: Launch
+) -> Iterator[T]:
+    """Yield this process's share of the rows; with others at work, a run has its row's number."""
+    session = cast("DumpSession", model.dump)
+    for number, row in launch.share_of(rows):
+        if launch.size > 1:
+            session.number_next(number)
+        yield row
 
 
 def source_of(prompts: PromptOptions, generation: GenerationOptions, seed: int | None) -> Source:

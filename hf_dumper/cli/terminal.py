@@ -4,8 +4,9 @@ import json
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from hf_dumper.cli.failures import one_line
 from hf_dumper.errors import DumpWarning
+from hf_dumper.launch import is_main_process
 from hf_dumper.report.numbers import strict
 
 SOON = 1.0
@@ -66,6 +68,7 @@ class Work:
         self._task = self._bar.add_task(title, total=None, count="")
         self._lock = threading.Lock()
         self._shown = False
+        self._ended = threading.Event()
         self._timer = threading.Timer(SOON, self._show)
         self._timer.daemon = True
 
@@ -73,6 +76,11 @@ class Work:
         """Move the bar; a total that nobody knows is None."""
         count = str(done) if total is None else f"{done}/{total}"
         self._bar.update(self._task, completed=done, total=total, count=count)
+
+    def follow(self, progress: Callable[[], tuple[int, int | None]]) -> None:
+        """Move the bar once a second by what is asked: other processes are at work, too."""
+        if self._is_seen:
+            threading.Thread(target=self._follow, args=(progress,), daemon=True).start()
 
     def hide(self) -> None:
         """Show nothing after all: something else has bars of its own."""
@@ -90,17 +98,26 @@ class Work:
 
     def __enter__(self) -> "Work":
         """Start the clock."""
-        if sys.stderr.isatty():
+        if self._is_seen:
             self._timer.start()
         return self
+
+    @property
+    def _is_seen(self) -> bool:
+        return sys.stderr.isatty() and is_main_process()
 
     def __exit__(self, *_error: object) -> None:
         """Take the bar away."""
         self._timer.cancel()
+        self._ended.set()
         with self._lock:
             if self._shown:
                 self._bar.stop()
             self._shown = False
+
+    def _follow(self, progress: Callable[[], tuple[int, int | None]]) -> None:
+        while not self._ended.wait(SOON):
+            self.update(*progress())
 
     def _show(self) -> None:
         with self._lock:
@@ -110,10 +127,10 @@ class Work:
 
 
 @contextmanager
-def calm(*, bars: bool = False) -> Iterator[None]:
+def calm(*, bars: bool = False, kept: list[str] | None = None) -> Iterator[None]:
     """Keep the libraries quiet and show our own warnings as a line, while the block runs.
 
-    `bars` lets the progress bars of downloads be seen.
+    `bars` lets the progress bars of downloads be seen. `kept` takes the warnings instead.
     """
     from huggingface_hub import utils
     from transformers.utils import logging
@@ -130,7 +147,7 @@ def calm(*, bars: bool = False) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", DumpWarning)
-            warnings.showwarning = _say
+            warnings.showwarning = _say if kept is None else partial(_keep, kept)
             yield
     finally:
         for module, level in levels:
@@ -141,5 +158,14 @@ def calm(*, bars: bool = False) -> Iterator[None]:
             hub.enable_progress_bars()
 
 
+def warn(text: str) -> None:
+    """Print a warning as a line."""
+    print(f"warning: {one_line(text)}", file=sys.stderr)
+
+
+def _keep(kept: list[str], message: Warning | str, *_where: object, **_more: object) -> None:
+    kept.append(one_line(str(message)))
+
+
 def _say(message: Warning | str, *_where: object, **_more: object) -> None:
-    print(f"warning: {one_line(str(message))}", file=sys.stderr)
+    warn(str(message))

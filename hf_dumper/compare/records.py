@@ -29,11 +29,15 @@ _UNKNOWN: Final = -2
 """A position that the mask does not tell; -1 is padding."""
 
 NameKey = tuple[int, str, str, int, str]
-"""What names a record within one forward: rank, module, slot or param, call, op."""
+"""What names a record within one forward: part, module, slot or param, call, op."""
 
 
 class Rec(NamedTuple):
-    """One row of an index; `number` is its place there. The names are those of the index."""
+    """One row of an index; `number` is its place there. The names are those of the index.
+
+    `part` is the place of its rank among those of the run: where one process has the whole model,
+    which of them ran a prompt says nothing about the prompt.
+    """
 
     number: int
     run: int
@@ -56,18 +60,19 @@ class Rec(NamedTuple):
     status: str
     reason: str
     has_values: bool
+    part: int = 0
 
     @property
     def name(self) -> NameKey:
         """What it is called within its forward."""
-        return self.rank, self.module, self.slot, self.call, self.op
+        return self.part, self.module, self.slot, self.call, self.op
 
     @property
     def param_name(self) -> NameKey | None:
         """The same by the parameter's name, None where it has none."""
         if not self.param:
             return None
-        return self.rank, self.module, f"input.{self.param}", self.call, self.op
+        return self.part, self.module, f"input.{self.param}", self.call, self.op
 
     @property
     def key(self) -> TensorKey:
@@ -208,6 +213,7 @@ def _records(table: pa.Table, where: str) -> Iterator[Rec]:
     integers = ("run", "rank", "forward", "token", "call", "seq_in", "seq_out", "hash")
     columns |= {name: table.column(name).to_pylist() for name in integers}
     shapes = map(tuple, table.column("shape").to_pylist())
+    parts = {rank: part for part, rank in enumerate(sorted(set(columns["rank"])))}
     has_values = (~np.asarray(table.column("shard").is_null())).tolist()
     order = (
         *("run", "rank", "forward", "token", "phase", "seq_in", "seq_out", "module", "class"),
@@ -225,6 +231,7 @@ def _records(table: pa.Table, where: str) -> Iterator[Rec]:
             there and status != SKIPPED
             for there, status in zip(has_values, columns["status"], strict=True)
         ),
+        (parts[rank] for rank in columns["rank"]),
     )
 
 

@@ -9,7 +9,7 @@ from hf_dumper.core.statistics import FIELDS
 from hf_dumper.core.types import SKIPPED
 from hf_dumper.store import NativeReader
 
-_KEY: Final = ("rank", "forward", "module", "slot", "call", "op")
+_KEY: Final = ("forward", "module", "slot", "call", "op")
 _VALUE: Final = ("dtype", "shape", "hash", "reason")
 
 _ROUNDED: Final = {"mean": False, "std": False, "l2": True, "sum": True}
@@ -68,12 +68,14 @@ def check_records(
 
 
 def _rows(reader: NativeReader, run: int) -> Iterator[tuple[Key, dict[str, Any]]]:
-    table = reader.index(run).select([*_KEY, *_VALUE, *FIELDS, "status"])
+    table = reader.index(run).select(["rank", *_KEY, *_VALUE, *FIELDS, "status"])
+    # Which process ran a prompt says nothing about it, unless several of them ran it together.
+    parts = {rank: i for i, rank in enumerate(sorted(table.column("rank").unique().to_pylist()))}
     for batch in table.to_batches(max_chunksize=4096):
         for row in batch.to_pylist():
             value = {name: row[name] for name in (*_VALUE, *FIELDS)}
             value["reason"] = value["reason"] if row["status"] == SKIPPED else ""
-            yield tuple(row[name] for name in _KEY), value
+            yield (parts[row["rank"]], *(row[name] for name in _KEY)), value
 
 
 def _named(key: Key) -> str:

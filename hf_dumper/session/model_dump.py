@@ -15,7 +15,8 @@ from hf_dumper.capture.weights import collect_weights, main_device
 from hf_dumper.config import BOTH, MSIT, STATISTICS, TENSORS, DumpConfig
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.types import Batch, RunInfo, RunResult
-from hf_dumper.errors import DumpWarning
+from hf_dumper.errors import CaptureError, ConfigError, DumpWarning
+from hf_dumper.launch import Launch
 from hf_dumper.session.notices import warn_caller
 from hf_dumper.store import BackgroundSink, DirectorySink, MsitSink
 from hf_dumper.store.directory import open_folder
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 class ModelDump:
     """Creates the folder, keeps its manifest true to the model, and takes the runs.
 
+    In a launch of several processes the main one does so, and the others join it.
+
     Attributes:
         path: Folder of the dump.
         arena: Where the bytes of its batches live until they are written.
@@ -35,23 +38,31 @@ class ModelDump:
         DumpIdentityError: the folder holds a dump of something else.
         DumpFormatError: the folder is not empty and is no dump.
         DumpWriteError: the folder cannot be written, or another process is writing it.
+        LaunchError: another process of the launch failed to join the dump.
     """
 
     def __init__(
-        self, model: torch.nn.Module, config: DumpConfig, tokenizer: Tokenizer | None
+        self,
+        model: torch.nn.Module,
+        config: DumpConfig,
+        tokenizer: Tokenizer | None,
+        launch: Launch,
     ) -> None:
-        """Create the folder with its manifest."""
-        self.path = Path(config.dump_path or fresh_folder("hf_dump"))
-        # A run in msit's layout has a folder of its own, which nobody else writes.
-        is_shared = config.layout != MSIT
-        self._lock: DumpLock | None = open_folder(self.path) if is_shared else None
+        """Create the folder with its manifest, or join the main process in doing so."""
+        self._lock: DumpLock | None = None
         self.arena = Arena()
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
+        self._launch = launch
         self._runs = 0
         try:
-            self._prepare(overwrite=config.overwrite)
+            with launch.together():
+                self.path = Path(launch.of_main(self._folder))
+                mark = launch.of_main(self._begin)
+                if not launch.is_main:
+                    self._join(mark)
+                self._directory.share_bound(launch.size)
             if not config.dump_last_logits:
                 self.arena.prepare()
         except BaseException:
@@ -66,7 +77,7 @@ class ModelDump:
             DumpWriteError: the folder cannot be written.
         """
         if fingerprint(self._model) != self._fingerprint:
-            self._prepare(overwrite=not self._runs and self._is_new)
+            self._prepare_again()
         self._sink.open_run(run)
         self._runs += 1
         return self._directory.run
@@ -97,8 +108,9 @@ class ModelDump:
         return self._sink.failure
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
-        """Add a fact to the manifest, outside of its identity."""
-        self._directory.note(name, value)
+        """Add a fact to the manifest, outside of its identity; the main process's is the one."""
+        if self._keeps:
+            self._directory.note(name, value)
 
     def close(self) -> None:
         """End an open run as incomplete, and let other processes write the dump."""
@@ -106,6 +118,39 @@ class ModelDump:
             self._sink.close()
         finally:
             self._lock = None
+
+    @property
+    def _has_own_folders(self) -> bool:
+        # A run in msit's layout has a folder of its own, which nobody else writes.
+        return self._config.layout == MSIT
+
+    @property
+    def _keeps(self) -> bool:
+        return self._launch.is_main or self._has_own_folders
+
+    def _folder(self) -> str:
+        return str(self._config.dump_path or fresh_folder("hf_dump"))
+
+    def _begin(self) -> str | None:
+        """Take the dump; return what other processes of the launch join it with."""
+        if self._launch.size > 1 and self._config.device_id is not None:
+            msg = "device_id: each process of a launch has a device of its own; leave it out."
+            raise ConfigError(msg)
+        if not self._has_own_folders:
+            self._lock = open_folder(self.path)
+        self._prepare(overwrite=self._config.overwrite)
+        return self._lock.share() if self._lock and self._launch.size > 1 else None
+
+    def _join(self, mark: str | None) -> None:
+        if mark is not None:
+            self._lock = open_folder(self.path, mark)
+        self._prepare(overwrite=False)
+
+    def _prepare_again(self) -> None:
+        if self._launch.size > 1:
+            msg = "The parameters changed, which a launch of several processes cannot follow."
+            raise CaptureError(msg)
+        self._prepare(overwrite=not self._runs and self._is_new)
 
     def _prepare(self, *, overwrite: bool) -> None:
         is_new = overwrite or not (self.path / "manifest.json").exists()
@@ -121,7 +166,7 @@ class ModelDump:
         )
         self._sink = BackgroundSink(self._directory, self.arena)
         self._is_new, self._fingerprint = is_new, now
-        if self._tokenizer is not None:
+        if self._tokenizer is not None and self._keeps:
             tokenizer = self._tokenizer
             self._directory.keep("tokenizer", lambda to: tokenizer.save_pretrained(str(to)))
         if self._config.dump_weight:
@@ -131,6 +176,7 @@ class ModelDump:
         terms: dict[str, Any] = {
             "max_bytes": self._config.max_bytes,
             "durable": self._config.durable,
+            "rank": self._launch.rank,
         }
         if self._config.layout == MSIT:
             return partial(MsitSink, device=main_device(self._model), **terms)

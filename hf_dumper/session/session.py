@@ -36,6 +36,7 @@ from hf_dumper.errors import (
     EmptyDumpError,
     TokenNeverReachedWarning,
 )
+from hf_dumper.launch import Launch
 from hf_dumper.session.forked import forget_when_forked
 from hf_dumper.session.model_dump import ModelDump
 from hf_dumper.session.notices import warn_caller
@@ -57,12 +58,22 @@ class DumpSession(HookOwner):
         CompiledModelError: the model is compiled already.
         DumpIdentityError: the dump's folder holds a dump of something else.
         DumpWriteError: the folder cannot be written.
+        LaunchError: another process of the launch failed to make its session.
     """
 
     def __init__(
-        self, model: torch.nn.Module, config: DumpConfig, *, tokenizer: Tokenizer | None = None
+        self,
+        model: torch.nn.Module,
+        config: DumpConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        launch: Launch | None = None,
     ) -> None:
-        """Check the selection, create the dump's folder and arm the hooks."""
+        """Check the selection, create the dump's folder and arm the hooks.
+
+        The processes of one `launch` write one dump: all of them make a session, at the same time.
+        None is a process on its own.
+        """
         refuse_compiled(model)
         self.config = config
         self._model = model
@@ -88,7 +99,7 @@ class DumpSession(HookOwner):
         self._outer_error: BaseException | None = None
         self._hooks = ExitStack()
         self._closed = False
-        self._dump = ModelDump(model, config, tokenizer)
+        self._dump = ModelDump(model, config, tokenizer, launch or Launch())
         self._runs = RunKeeper(model, config, self._observer, self._dump)
         self._guard = ModelGuard.of(model)
         self._guard.join(self)

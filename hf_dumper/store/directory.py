@@ -9,7 +9,7 @@ from hf_dumper.core.weights import Weight
 from hf_dumper.errors import DumpWriteError
 from hf_dumper.store import layout
 from hf_dumper.store.budget import Budget
-from hf_dumper.store.lock import DumpLock, lock_dump
+from hf_dumper.store.lock import DumpLock, join_dump, lock_dump
 from hf_dumper.store.manifest import add_note, prepare_dump, prepare_folder
 from hf_dumper.store.run_sink import RunSink, writing
 from hf_dumper.store.run_writer import RunWriter
@@ -116,8 +116,8 @@ class DirectorySink(RunSink):
         )
 
 
-def open_folder(path: Path) -> DumpLock:
-    """Create the folder of a dump if there is none, and take its lock.
+def open_folder(path: Path, mark: str | None = None) -> DumpLock:
+    """Create the folder of a dump if there is none, and take its lock; or join it by the mark.
 
     Raises:
         DumpFormatError: the folder is not empty and is no dump; nothing is changed in it.
@@ -125,7 +125,7 @@ def open_folder(path: Path) -> DumpLock:
     """
     with writing(path):
         prepare_folder(path)
-        return lock_dump(path)
+        return lock_dump(path) if mark is None else join_dump(path, mark)
 
 
 def _claim(path: Path, wanted: int, after: int) -> int:

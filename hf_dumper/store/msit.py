@@ -58,6 +58,7 @@ class MsitSink(RunSink):
         statistics: bool = False,
         analyze: bool = False,
         device: str = "cpu",
+        rank: int = 0,
         max_bytes: int | None = None,
         durable: bool = False,
     ) -> None:
@@ -76,6 +77,7 @@ class MsitSink(RunSink):
         self._tensors = tensors
         self._statistics = statistics
         self._analyze = analyze
+        self._rank = rank
         self._inside = f"{TENSORS}/{device}_{os.getpid()}"
         self._time = f"{datetime.now():%Y%m%d_%H%M%S}"
         self._keepers: dict[str, Callable[[Path], object]] = {}
@@ -117,12 +119,12 @@ class MsitSink(RunSink):
             folder, self._inside, paths, budget, tensors=self._tensors, durable=self._durable
         )
         sheets = list(self._sheets(folder, paths, budget))
-        place = folder / SIDECAR / "rank-0"
+        place = folder / SIDECAR / f"rank-{self._rank}"
         place.mkdir()
         writer = RunWriter(
             place,
             run,
-            rank=0,
+            rank=self._rank,
             shards=files,
             statistics=self._statistics or self._analyze,
             on_forward=partial(_give, sheets),

@@ -75,13 +75,13 @@ def replay_run(
 
 
 def check_replayable(reader: DumpReader, run: int) -> None:
-    """Make sure that one process wrote a run.
+    """Make sure that one process wrote a run, whichever of a launch.
 
     Raises:
         DumpFormatError: several did.
     """
     ranks = pc.unique(reader.index(run).column("rank")).to_pylist()
-    if ranks not in ([], [0]):
+    if len(ranks) > 1:
         msg = (
             f"Run {run} of {reader.path} was written by {len(ranks)} processes (ranks "
             f"{', '.join(map(str, sorted(ranks)))}); only to npy can such a dump be converted."

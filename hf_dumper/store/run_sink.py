@@ -73,6 +73,12 @@ class RunSink(ABC):
                 raise
         self.run, self._folder = number, folder
 
+    def share_bound(self, processes: int) -> None:
+        """Take an equal part of what `max_bytes` leaves now, before any process writes a run."""
+        if self._max_bytes is not None and processes > 1:
+            self._taken = self._bytes_before()
+            self._max_bytes = self._taken + (self._max_bytes - self._taken) // processes
+
     def write(self, batch: Batch) -> None:
         """Write a batch of the open run.
 

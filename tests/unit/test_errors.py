@@ -22,6 +22,7 @@ STANDARD = {
     "DumpIdentityError": ValueError,
     "DumpWriteError": OSError,
     "KeyNotFoundError": KeyError,
+    "LaunchError": RuntimeError,
     "PromptError": ValueError,
 }
 

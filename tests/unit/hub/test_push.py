@@ -52,10 +52,12 @@ def test_every_file_is_pushed_in_one_commit_with_a_card(dump, server, mine):
     assert "2 runs, " in card
 
 
-@pytest.mark.parametrize(("weights", "verified"), [(False, True), (True, False)])
-def test_what_could_not_be_verified_is_said(tmp_path, tiny_llama, mine, weights, verified):
-    model = tiny_llama()  # its buffers are dumped with the weights and have no hash
-    with register_hook(model, DumpConfig(tmp_path / "d", dump_weight=weights)):
+@pytest.mark.parametrize(("mode", "verified"), [(0, True), (2, True), (1, False)])
+def test_what_could_not_be_verified_is_said(tmp_path, tiny_llama, mine, mode, verified):
+    """Statistics alone have no bytes to hash."""
+    model = tiny_llama()
+    config = DumpConfig(tmp_path / "d", dump_weight=True, dump_statistics_mode=mode)
+    with register_hook(model, config):
         model.generate(torch.tensor([[4]]), max_new_tokens=1)
     assert push_dump(tmp_path / "d", REPO, mine).verified is verified
 

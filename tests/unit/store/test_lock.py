@@ -13,7 +13,7 @@ from hf_dumper.errors import DumpFormatError, DumpWriteError
 from hf_dumper.store import lock as module
 from hf_dumper.store.directory import open_folder
 from hf_dumper.store.layout import LOCK
-from hf_dumper.store.lock import lock_dump
+from hf_dumper.store.lock import join_dump, lock_dump
 
 pytestmark = [
     pytest.mark.timeout(30),
@@ -172,3 +172,48 @@ def test_a_folder_that_is_to_be_a_dump_is_created_and_locked(tmp_path):
     lock = open_folder(tmp_path / "a" / "b")
     assert lock.is_held
     assert open_folder(tmp_path / "a" / "b") is lock
+
+
+def test_a_launch_keeps_others_out_until_its_last_process_has_ended(tmp_path):
+    lock = lock_dump(tmp_path)
+    mark = lock.share()
+    with another_process(lambda: join_dump(tmp_path, mark)):
+        assert f"({os.getpid()} on " in try_in_another_process(tmp_path)
+        del lock  # the main process may be the first to end
+        assert (tmp_path / LOCK).exists()
+        assert try_in_another_process(tmp_path) != ""
+    assert try_in_another_process(tmp_path) == ""
+
+
+def test_the_last_process_of_a_launch_leaves_nothing(tmp_path):
+    lock = lock_dump(tmp_path)
+    joined = join_dump(tmp_path, lock.share())
+    del lock
+    assert joined.is_held
+    del joined
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_of_another_launch_cannot_join(tmp_path):
+    lock = lock_dump(tmp_path)
+    mark = lock.share()
+    lock.share()
+    with pytest.raises(DumpWriteError, match="not that of the main process of this launch"):
+        join_dump(tmp_path, mark)
+    assert lock.is_held
+
+
+def test_a_launch_whose_main_process_has_ended_cannot_be_joined(tmp_path):
+    lock = lock_dump(tmp_path)
+    mark = lock.share()
+    del lock
+    with pytest.raises(DumpWriteError, match=LOCK):
+        open_folder(tmp_path, mark)
+
+
+def test_a_dump_that_is_not_shared_cannot_be_joined(tmp_path):
+    with (
+        another_process(lambda: lock_dump(tmp_path)),
+        pytest.raises(DumpWriteError, match="Another process"),
+    ):
+        join_dump(tmp_path, "any mark")
