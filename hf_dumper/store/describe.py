@@ -74,6 +74,8 @@ class _Places(NamedTuple):
     `shards` and `dtypes` are what the codes stand for.
     """
 
+    shards: list[str | None]
+    dtypes: list[str | None]
     rank: Ints
     shard: Ints
     dtype: Ints
@@ -81,8 +83,6 @@ class _Places(NamedTuple):
     nbytes: Ints
     elements: Ints
     row: Ints
-    shards: list[str | None]
-    dtypes: list[str | None]
 
     @classmethod
     def of(cls, index: pa.Table, rows: Ints) -> tuple["_Places", Ints]:
@@ -97,7 +97,8 @@ class _Places(NamedTuple):
         is_new[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
         place_of = np.empty_like(order)
         place_of[order] = np.cumsum(is_new) - 1
-        return cls(*keys[:, is_new], rows[order[is_new]], shard[1], dtype[1]), place_of
+        distinct = [*keys[:, is_new], rows[order[is_new]]]
+        return cls(shard[1], dtype[1], *distinct), place_of
 
     def stretches(self) -> Iterator[tuple[slice, Row, list[int]]]:
         """Yield places of one type that lie end to end, as one vector, and their sizes."""
