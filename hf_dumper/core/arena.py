@@ -73,10 +73,22 @@ class Arena:
 
     def prepare(self) -> None:
         """Map a chunk and touch its pages, so that the first forward finds them there."""
+        with self._changed:
+            self._touch_one()
+
+    def prepare_next(self) -> None:
+        """Do so with a second chunk, if there is one and no more; in whatever thread.
+
+        Who needs it meanwhile waits for it, which takes no longer than to touch another.
+        """
+        with self._changed:
+            if self._in_flight + self._free_bytes == self._chunk_bytes:
+                self._touch_one()
+
+    def _touch_one(self) -> None:
         chunk = Chunk(self._chunk_bytes)
         ctypes.memset(chunk.address, 0, chunk.size)
-        with self._changed:
-            self._free.append(chunk)
+        self._free.append(chunk)
 
     def take(self, nbytes: int) -> Chunk:
         """Return an empty chunk with room for `nbytes`, waiting for the writer at the bound.

@@ -198,6 +198,7 @@ class BackgroundSink:
 
     def _work(self, box: Mailbox) -> None:
         try:
+            self._arena.prepare_next()
             self._drain(box)
         except BaseException as error:  # of the thread itself, such as SystemExit
             self.failure = self.failure or error

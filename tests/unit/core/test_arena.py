@@ -5,7 +5,7 @@ import threading
 
 import torch
 
-from hf_dumper.core.arena import Arena
+from hf_dumper.core.arena import Arena, Chunk
 
 PAGE = mmap.PAGESIZE
 
@@ -141,6 +141,22 @@ def test_what_was_prepared_is_taken_first(monkeypatch):
     assert (chunk.size, arena.bytes_in_flight, mapped) == (1 << 16, 1 << 16, [])
     arena.take(10)
     assert mapped == [1 << 16]
+
+
+def test_a_second_chunk_is_prepared_where_there_is_one(monkeypatch):
+    arena, mapped = Arena(PAGE, 4 * PAGE), []
+    monkeypatch.setattr(
+        "hf_dumper.core.arena.Chunk", lambda size: mapped.append(size) or Chunk(size)
+    )
+    arena.prepare_next()
+    assert mapped == []  # nobody asked for any
+    arena.prepare()
+    arena.take(1)
+    arena.prepare_next()
+    arena.prepare_next()
+    assert mapped == [PAGE] * 2
+    arena.take(1)
+    assert mapped == [PAGE] * 2
 
 
 def test_chunks_that_are_written_off_make_room_for_others():

@@ -14,6 +14,7 @@ import torch
 from hf_dumper.core.types import RunInfo, RunResult
 from hf_dumper.errors import DumpError, DumpFormatError, KeyNotFoundError
 from hf_dumper.store import DirectorySink, NativeReader
+from hf_dumper.store.describe import fill_statistics
 from tests.batches import BatchMaker
 
 MANIFEST = {"identity": {"model": "Tiny<b>"}}
@@ -278,6 +279,37 @@ class TestStatistics:
         late = Dump(tmp_path / "late").forward(0, 0, *tensors).reader()
         soon = Dump(tmp_path / "soon", statistics=True).forward(0, 0, *tensors).reader()
         assert late.statistics().to_pylist() == soon.statistics().to_pylist()
+
+    def test_types_shapes_and_empty_tensors_side_by_side(self, tmp_path):
+        tensors = [
+            ("a", torch.randn(3, 5), ""),
+            ("b", torch.randn(7).bfloat16(), ""),
+            ("c", torch.empty(0, 4), ""),
+            ("d", torch.tensor(True), ""),
+            ("e", torch.randn(2, 2, dtype=torch.float64), ""),
+            ("f", torch.tensor([torch.inf, torch.nan, 1.0]), ""),
+            ("g", torch.randint(-9, 9, (5,), dtype=torch.int8), ""),
+            ("h", torch.full((3,), 1e6), ""),
+        ]
+        late = Dump(tmp_path / "late").forward(0, 0, *tensors).forward(1, 1, *tensors[::-1])
+        soon = Dump(tmp_path / "soon", statistics=True).forward(0, 0, *tensors)
+        soon.forward(1, 1, *tensors[::-1])
+        assert late.reader().statistics().equals(soon.reader().statistics())
+        assert late.reader().index().column("count").null_count == 2 * len(tensors)
+
+    @pytest.mark.parametrize("damage", [{"shape": [5]}, {"shape": None}, {"offset": -4}])
+    def test_a_row_that_contradicts_itself_is_an_error(self, dump, damage):
+        reader = dump.forward(0, 0, ("a", torch.ones(4), ""), ("b", torch.ones(2), "")).reader()
+        index = reader.index()
+        for name, value in damage.items():
+            place, values = index.schema.get_field_index(name), index.column(name).to_pylist()
+            values[1] = value
+            array = pa.array(values, index.schema.field(name).type)
+            index = index.set_column(place, index.schema.field(name), array)
+        rows = [row for row in index.to_pylist() if row["module"] == "b"]
+        assert [rows[0][name] for name in damage] == list(damage.values())
+        with pytest.raises(DumpFormatError, match="damaged"):
+            fill_statistics(index, lambda row: reader._values(reader._run(0), row))
 
 
 class TestCutOff:
