@@ -51,7 +51,7 @@ def read_inputs(
     decoder = _takes_decoder_ids(type(module).forward)
     rows, cols = _sizes(given, decoder, args)
     mask = given.get("decoder_attention_mask" if decoder else "attention_mask")
-    inverted: Any = given.get("input_mask")  # XLNet's, which has 1 where a column is masked
+    inverted = given.get("input_mask")  # XLNet's, which has 1 where a column is masked
     if mask is None and isinstance(inverted, torch.Tensor):
         mask = 1 - inverted
     keep = given.get("logits_to_keep")
@@ -128,8 +128,8 @@ def _is_cut(module: torch.nn.Module, given: Mapping[str, Any]) -> bool:
     mems, config = given.get("mems"), getattr(module, "config", None)
     if mems is None or config is None:
         return False
-    most = getattr(config, "mem_len", None)  # generate() drops the last two and feeds them again
-    is_full = bool(most) and (_columns_of(mems) or 0) >= most - 2
+    most = getattr(config, "mem_len", None) or 0  # generate() drops the last two and feeds them again
+    is_full = most > 0 and (_columns_of(mems) or 0) >= most - 2
     return is_full or bool(getattr(config, "reuse_len", None))
 
 
