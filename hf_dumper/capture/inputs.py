@@ -128,7 +128,8 @@ def _is_cut(module: torch.nn.Module, given: Mapping[str, Any]) -> bool:
     mems, config = given.get("mems"), getattr(module, "config", None)
     if mems is None or config is None:
         return False
-    most = getattr(config, "mem_len", None) or 0  # generate() drops the last two and feeds them again
+    most = getattr(config, "mem_len", None) or 0
+    # generate() drops the last two columns and feeds them again.
     is_full = most > 0 and (_columns_of(mems) or 0) >= most - 2
     return is_full or bool(getattr(config, "reuse_len", None))
 
