@@ -1,24 +1,21 @@
-"""What a forward added to the cache of keys and values, and the states it left there.
-
-Written for the caches of transformers 5 (`cache_utils.py`): a cache is a list of layers, a layer
-holds keys and values [batch, heads, length, channels], states, or both.
-"""
+"""What a forward added to the cache of keys and values, and the states it left there."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
+from hf_dumper.capture.cached import Part, below, is_quantised, layers, parts
 from hf_dumper.capture.inputs import CACHES
 from hf_dumper.core.axes import OTHER, POS, ROW
 
-_KNOWN = frozenset(
-    {
-        *("keys", "values", "conv_states", "recurrent_states"),
-        *("cumulative_length", "_sliding_window_tensor"),  # sizes
-    }
-)
-"""Attributes of cache layers whose tensors are recorded, or are no part of what is cached."""
+_KEPT_BY_MODULES = {"conv1d_state": "conv", "recurrent_states": "recurrent"}
+"""States that modules keep as attributes, not in the cache (RecurrentGemma), and their slots."""
+
+
+_OTHERS = {"encoder_past_key_values": "encoder", "padding_cache": "padding"}
+"""Caches of an audio encoder that go with the model's own (Voxtral Realtime), and their word."""
 
 
 class Cached(NamedTuple):
@@ -29,123 +26,128 @@ class Cached(NamedTuple):
     tensor: torch.Tensor
 
 
+class _Kept(NamedTuple):
+    """A state that a module keeps: the layer it belongs to, its slot there, where it is."""
+
+    layer: str
+    slot: str
+    module: torch.nn.Module
+    attribute: str
+
+
 class CacheReader:
     """Compares the cache of a forward before and after it."""
 
-    def __init__(self) -> None:
-        """Know of no cache."""
-        self._given: Any = None
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Know of no cache; `model` may have modules that keep states themselves."""
+        self._model = model
+        self._given: dict[str, Any] = {}
         self._lengths: dict[str, int] = {}
 
     def before(self, given: Mapping[str, Any]) -> None:
-        """Look at the cache that a forward is given, among its arguments by name."""
-        self._given = next((given[n] for n in CACHES if given.get(n) is not None), None)
-        layers = _layers(self._given)
-        self._lengths = {name: _length(layer) for name, layer in layers}
+        """Look at the caches that a forward is given, among its arguments by name."""
+        names = (*CACHES, *_OTHERS)
+        self._given = {name: given[name] for name in names if given.get(name) is not None}
+        found = (p for name, cache in self._given.items() for p in _parts(cache, name))
+        self._lengths = {p.slot: p.length for p in found if isinstance(p, Part)}
 
     def after(self, output: Any, rows: int, cols: int) -> Iterator[Cached | str]:
         """Yield what a forward of `rows` x `cols` tokens added, and why something is left out.
 
-        Keys and values are what the forward added, or as much of it as the layer keeps; states are
-        as the forward left them.
+        Of what grows with the tokens it is what the forward appended, or as much of it as the layer
+        keeps; states are as the forward left them.
         """
-        cache, given = _returned(output), self._given
-        self._given = None
-        cache = given if cache is None else cache  # which may be empty, and false
+        given, self._given = self._given, {}
+        for part in (*self._own(output, given), *_of_others(output, given)):
+            yield from self._added(part, rows, cols)
+
+    def _own(self, output: Any, given: Mapping[str, Any]) -> Iterator[Part | str]:
+        """Yield what the model's own cache holds, or why it is not known."""
+        found = _returned(output)
+        before = next(((name, given[name]) for name in CACHES if name in given), None)
+        if found is None and isinstance(output, tuple) and (not before or before[0] == "mems"):
+            yield "cache: none was given, or it is replaced, and a tuple does not name the new one"
+            return
+        cache = found or before
         if cache is None:
             yield "cache: the forward had none"
             return
-        layers = _layers(cache)
-        if not layers:
-            yield f"cache: what a {type(cache).__name__} holds cannot be read"
-        yield from _unread(cache)
-        for name, layer in layers:
-            is_self = not name.endswith(".cross")
-            axis = POS if is_self else OTHER  # columns of an encoder are none of this forward
-            yield from _added(name, layer, self._lengths.get(name, 0), rows, (cols, axis))
-            yield from _states(name, layer, rows)
-            yield from _unread(layer)
-            if _is_empty(layer):
-                yield f"cache: a {type(layer).__name__} holds nothing"
+        held = list(self._held(*cache))
+        yield from held or [f"cache: what a {type(cache[1]).__name__} holds cannot be read"]
+
+    def _held(self, called: str, cache: Any) -> Iterator[Part | str]:
+        """Yield what a cache holds after a forward, and what modules keep in its stead."""
+        numbers = set()
+        for part in parts(cache, called):
+            yield part
+            numbers.add("" if isinstance(part, str) else part.slot.partition(".")[0])
+        for name, layer in layers(cache):
+            if name not in numbers and not is_quantised(layer):
+                kept: list[Part | str] = [*self._kept_by_modules(name)]
+                yield from kept or [f"cache: a {type(layer).__name__} holds nothing"]
+
+    def _added(self, part: Part | str, rows: int, cols: int) -> Iterator[Cached | str]:
+        if isinstance(part, str):
+            yield part
+            return
+        added = part.length - self._lengths.get(part.slot, 0)
+        axes = [OTHER] * part.tensor.ndim
+        if part.tensor.shape[part.row : part.row + 1] == (rows,):
+            axes[part.row] = ROW
+        if part.grows is None or (part.forgets and added != cols):
+            yield Cached(f"kv.{part.slot}", ",".join(axes), part.tensor)
+        elif added < 0:
+            yield f"cache: {part.slot} became shorter in a forward"
+        elif added:
+            # A static layer has room for more than it holds, a sliding one holds less than it saw.
+            end = min(part.length, part.tensor.shape[part.grows])
+            kept = min(added, end)
+            if added == cols and part.own:
+                axes[part.grows] = POS
+            new = part.tensor.narrow(part.grows, end - kept, kept)
+            yield Cached(f"kv.{part.slot}", ",".join(axes), new)
+
+    def _kept_by_modules(self, layer: str) -> Iterator[Part]:
+        for number, slot, module, attribute in self._keepers:
+            state = getattr(module, attribute)
+            if number == layer and isinstance(state, torch.Tensor):
+                yield Part(f"{layer}.{slot}", state)
+
+    @cached_property
+    def _keepers(self) -> list[_Kept]:
+        return [
+            _Kept(number, slot, module, attribute)
+            for name, module in self._model.named_modules()
+            for attribute, slot in _KEPT_BY_MODULES.items()
+            if attribute in vars(module)
+            for number in [part for part in name.split(".") if part.isdecimal()][:1]
+        ]
 
 
-def _returned(output: Any) -> Any:
+def _parts(cache: Any, name: str) -> Iterator[Part | str]:
+    """Yield what a cache holds that is called `name` among arguments or outputs."""
+    word = _OTHERS.get(name)
+    found = parts(cache, name)
+    return below(word, found, own=False) if word else found
+
+
+def _of_others(output: Any, given: Mapping[str, Any]) -> Iterator[Part | str]:
+    for name in _OTHERS:
+        cache = getattr(output, name, None)
+        cache = given.get(name) if cache is None else cache
+        if cache is not None:
+            yield from _parts(cache, name)
+
+
+def _returned(output: Any) -> tuple[str, Any] | None:
+    """Return the cache among the outputs of a forward, and what it is called."""
     for name in CACHES:
         cache = getattr(output, name, None)
         if cache is not None:
-            return cache
+            return name, cache
     values = output if isinstance(output, tuple) else ()
-    return next((v for v in values if isinstance(getattr(v, "layers", None), list)), None)
+    return next((("past_key_values", v) for v in values if _is_cache(v)), None)
 
 
-def _layers(cache: Any) -> list[tuple[str, Any]]:
-    """Return the layers of a cache by name; none where it has no list of them."""
-    own, cross = (getattr(cache, f"{kind}_attention_cache", None) for kind in ("self", "cross"))
-    if own is not None and cross is not None:
-        return _layers(own) + [(f"{name}.cross", layer) for name, layer in _layers(cross)]
-    layers = getattr(cache, "layers", None)
-    return [(str(i), layer) for i, layer in enumerate(layers)] if isinstance(layers, list) else []
-
-
-def _length(layer: Any) -> int:
-    """Return how many columns a layer has seen; layers of states alone count none."""
-    count = getattr(layer, "get_seq_length", None)
-    return int(count()) if callable(count) else 0
-
-
-def _added(
-    name: str, layer: Any, before: int, rows: int, columns: tuple[int, str]
-) -> Iterator[Cached | str]:
-    if getattr(layer, "_quantized_keys", None) is not None:
-        yield f"cache: keys and values of a {type(layer).__name__} are quantised"
-        return
-    length = _length(layer)
-    added = length - before
-    if added < 0:
-        yield f"cache: a {type(layer).__name__} became shorter in a forward"
-    if added <= 0:
-        return
-    for slot, tensor in (("key", layer.keys), ("value", layer.values)):
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
-            yield f"cache: the {slot}s of a {type(layer).__name__} have no four axes"
-            continue
-        # A static layer has room for more than it holds, a sliding one holds less than it has seen.
-        end = min(length, tensor.shape[2])
-        part = tensor[:, :, end - min(added, end) : end]
-        position = columns[1] if added == columns[0] else OTHER
-        axes = ",".join((_row(tensor, rows), OTHER, position, OTHER))
-        yield Cached(f"kv.{name}.{slot}", axes, part)
-
-
-def _states(name: str, layer: Any, rows: int) -> Iterator[Cached]:
-    for slot in ("conv", "recurrent"):
-        states = getattr(layer, f"{slot}_states", None)
-        if not isinstance(states, dict):
-            continue
-        for i, state in states.items():
-            if isinstance(state, torch.Tensor):
-                which = f"{slot}.{i}" if len(states) > 1 else slot
-                axes = ",".join((_row(state, rows), *[OTHER] * (state.ndim - 1)))
-                yield Cached(f"kv.{name}.{which}", axes, state)
-
-
-def _row(tensor: torch.Tensor, rows: int) -> str:
-    return ROW if tensor.shape[0] == rows else OTHER
-
-
-def _is_empty(layer: Any) -> bool:
-    """Tell whether a layer has neither keys nor states: its module keeps them itself, or none."""
-    states = (getattr(layer, f"{kind}_states", None) or {} for kind in ("conv", "recurrent"))
-    held = [getattr(layer, "keys", None), *(state for kind in states for state in kind.values())]
-    return not any(isinstance(part, torch.Tensor) for part in held)
-
-
-def _unread(layer: Any) -> Iterator[str]:
-    """Yield a reason for every tensor of a layer, or of a cache, that is none of the above."""
-    for name, value in getattr(layer, "__dict__", {}).items():
-        if name in _KNOWN or (name.startswith("_quantized") and value is not None):
-            continue
-        held = value.values() if isinstance(value, dict) else value
-        parts = list(held) if isinstance(value, dict | tuple | list) else [held]
-        if any(isinstance(part, torch.Tensor) for part in parts):
-            yield f"cache: {type(layer).__name__}.{name} is not read"
+def _is_cache(value: Any) -> bool:
+    return bool(layers(value)) or type(value).__name__.endswith("Cache")

@@ -37,6 +37,7 @@ class TokenClock:
         self.token = 0
         self.forward = -1
         self.prompt_length: int | None = None
+        self._is_counted = True
         self._columns = 0  # columns that went into the model so far, prompt and padding included
         self._ended: tuple[int, ...] = ()  # per row: the column from which it is padding
 
@@ -47,6 +48,10 @@ class TokenClock:
     def tick(self, inputs: RootInputs) -> Tick:
         """Count a forward of the root module and say what it is."""
         self.forward += 1
+        if inputs.past is None and not self.forward:  # states of columns that nobody counted
+            self._is_counted = False
+        if not self._is_counted:
+            inputs = inputs._replace(readable=False)
         past = self._past(inputs)
         self._columns = past + inputs.cols
         return Tick(

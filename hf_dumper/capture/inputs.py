@@ -51,6 +51,9 @@ def read_inputs(
     decoder = _takes_decoder_ids(type(module).forward)
     rows, cols = _sizes(given, decoder, args)
     mask = given.get("decoder_attention_mask" if decoder else "attention_mask")
+    inverted = given.get("input_mask")  # XLNet's, which has 1 where a column is masked
+    if mask is None and isinstance(inverted, torch.Tensor):
+        mask = 1 - inverted
     keep = given.get("logits_to_keep")
     copied = copy_mask(mask)
     return RootInputs(
@@ -59,7 +62,7 @@ def read_inputs(
         keep=keep if isinstance(keep, int) and keep > 0 else 0,
         past=_past(given),
         given_mask=copied,
-        readable=mask is None or copied is not None,
+        readable=(mask is None or copied is not None) and not _is_cut(module, given),
         cache=next((type(given[n]).__name__ for n in CACHES if given.get(n) is not None), None),
         ids=copy_integers(given.get("decoder_input_ids" if decoder else "input_ids")),
         position_ids=copy_integers(
@@ -115,25 +118,42 @@ def _sizes(given: Mapping[str, Any], decoder: bool, args: tuple[Any, ...]) -> tu
 def _past(given: Mapping[str, Any]) -> int | None:
     for name in CACHES:
         cache = given.get(name)
-        if cache is None:
-            continue
-        try:
-            return _length(cache)
-        except ValueError:  # a cache of states alone says so in this way (transformers 5.23)
-            return None
+        if cache is not None:
+            return _columns_of(cache) if name == "mems" else _length(cache)
     return 0
+
+
+def _is_cut(module: torch.nn.Module, given: Mapping[str, Any]) -> bool:
+    """Tell whether memories that are given may lack columns that were fed (XLNet's options)."""
+    mems, config = given.get("mems"), getattr(module, "config", None)
+    if mems is None or config is None:
+        return False
+    most = getattr(config, "mem_len", None) or 0
+    # generate() drops the last two columns and feeds them again.
+    is_full = most > 0 and (_columns_of(mems) or 0) >= most - 2
+    return is_full or bool(getattr(config, "reuse_len", None))
+
+
+def _columns_of(mems: Any) -> int | None:
+    """Return how many columns the memories of XLNet [columns, rows, channels] hold."""
+    first = next(iter(mems), None)
+    return first.shape[0] if isinstance(first, torch.Tensor) else None
 
 
 def _length(cache: Any) -> int | None:
     """Return how many columns a cache has seen, None where it does not tell."""
+    if getattr(cache, "seqlen_offset", None) is not None:  # xLSTM
+        return int(cache.seqlen_offset)
     count = getattr(cache, "get_seq_length", None)
     if not callable(count):
         return None
+    try:
+        told = count()
+    except ValueError:  # a cache of states alone says so in this way (transformers 5.23)
+        return None if cache.has_previous_state() else 0
+    if told is None:  # Reformer
+        return int(cache.get_start_idx()) if hasattr(cache, "get_start_idx") else None
     # That of the first layer, and 0 where that one keeps its states elsewhere (MiniMax, 5.23).
     layers = getattr(cache, "layers", None)
     within = map(_length, layers) if isinstance(layers, list) else ()
-    return _as_int(count()) or max((n for n in within if n), default=0)
-
-
-def _as_int(length: Any) -> int:
-    return int(length.item()) if isinstance(length, torch.Tensor) else int(length)
+    return int(told) or max((n for n in within if n), default=0)

@@ -85,7 +85,7 @@ class Observer:
         self._values = values
         self._trace: TraceRecorder | None = None
         self._places: SavePlaces | None = None
-        self._cache = CacheReader() if cache else None
+        self._cache = CacheReader(model) if cache else None
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
         self._intake.fail = self._fail

@@ -12,23 +12,11 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    JambaConfig,
-    JambaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    Mamba2Config,
-    Mamba2ForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MiniMaxConfig,
-    MiniMaxForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     QuantizedCache,
-    RecurrentGemmaConfig,
-    RecurrentGemmaForCausalLM,
-    RwkvConfig,
-    RwkvForCausalLM,
     StaticCache,
     T5Config,
     T5ForConditionalGeneration,
@@ -245,97 +233,6 @@ def test_a_cache_from_before_is_not_taken_again(tmp_path):
             assert torch.equal(torch.cat([old, *keys], dim=2), cache.layers[layer].keys)
 
 
-class StateSpy:
-    """Clones the states of a cache after each forward of the root module."""
-
-    def __init__(self, model, name):
-        self.states = []
-        self.handle = model.register_forward_hook(self.after, with_kwargs=True)
-        self.name = name
-
-    def after(self, _module, _args, kwargs, output):
-        cache = getattr(output, self.name, None)
-        cache = kwargs[self.name] if cache is None else cache
-        self.states.append(
-            [
-                {
-                    kind: state.clone()
-                    for kind in ("conv", "recurrent")
-                    for state in getattr(layer, f"{kind}_states", {}).values()
-                    if state is not None
-                }
-                for layer in cache.layers
-            ]
-        )
-
-
-def mamba():
-    config = MambaConfig(
-        vocab_size=128, hidden_size=32, state_size=4, num_hidden_layers=2, intermediate_size=64
-    )
-    return MambaForCausalLM(config)
-
-
-def mamba2():
-    config = Mamba2Config(
-        vocab_size=128,
-        hidden_size=32,
-        state_size=8,
-        num_hidden_layers=2,
-        num_heads=8,
-        head_dim=8,
-        n_groups=1,
-        chunk_size=4,
-    )
-    return Mamba2ForCausalLM(config)
-
-
-def jamba():
-    config = JambaConfig(
-        **{k: v for k, v in SIZES.items() if k != "head_dim"},
-        attn_layer_period=2,
-        attn_layer_offset=1,
-        expert_layer_period=2,
-        expert_layer_offset=1,
-        num_experts=2,
-        mamba_d_state=4,
-        mamba_dt_rank=4,
-        use_mamba_kernels=False,
-    )
-    return JambaForCausalLM(config)
-
-
-STATES = {
-    "mamba": (mamba, "cache_params"),
-    "mamba2": (mamba2, "cache_params"),
-    "hybrid": (jamba, "past_key_values"),
-}
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_states_are_taken_by_value(name, tmp_path):
-    make, argument = STATES[name]
-    model = made(make)
-    spy = StateSpy(model, argument)
-    model.generate(**PLAIN, eos_token_id=None, pad_token_id=0)
-    spy.handle.remove()
-    with generated(model, tmp_path, eos_token_id=None, pad_token_id=0) as reader:
-        found = 0
-        for token, layers in enumerate(spy.states):
-            for layer, states in enumerate(layers):
-                for kind, want in states.items():
-                    got = reader.load("root", f"kv.{layer}.{kind}", token)
-                    assert torch.equal(got, want), (token, layer, kind)
-                    found += 1
-        assert found >= NEW * 2
-        own = {row["slot"].rpartition(".")[2] for row in slots(reader)}
-        assert own >= {"conv", "recurrent"}
-        if name == "hybrid":
-            assert own == {"conv", "recurrent", "key", "value"}
-            assert reader.load("root", "kv.1.key", 0).shape[2] == PROMPT
-            assert reader.load("root", "kv.1.key", 1).shape[2] == 1
-
-
 def test_an_encoder_decoder_adds_its_cross_attention_once(tmp_path):
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     model = made(
@@ -387,67 +284,20 @@ def test_a_cache_of_an_unknown_kind_is_counted(tmp_path):
         assert counts["cache: what a Strange holds cannot be read"] == 1
 
 
-def test_what_else_a_layer_holds_is_counted(tmp_path):
+def test_what_else_a_layer_holds_is_a_state_of_it(tmp_path):
     model = made(llama)
     with torch.no_grad():
         cache = model(IDS[:, :5], use_cache=True).past_key_values
-    cache.layers[0].extra = [torch.ones(2)]
+    cache.layers[0].extra = {"a": [torch.ones(2)], "b": torch.zeros(3, 2)}
+    cache.seen = torch.arange(4)
     with register_hook(model, DumpConfig(tmp_path, dump_kv_cache=True)), torch.no_grad():
         model(IDS[:, 5:], past_key_values=cache, use_cache=True)
     with open_dump(tmp_path) as reader:
-        counts = reader.run_info()["counts"]["skipped_by_reason"]
-        assert counts["cache: DynamicLayer.extra is not read"] == 1
-        assert len(slots(reader)) == 4
-
-
-def minimax():
-    kinds = ["linear_attention", "full_attention"]
-    config = MiniMaxConfig(
-        **SIZES, layer_types=kinds, block_size=4, num_local_experts=2, num_experts_per_tok=1
-    )
-    return MiniMaxForCausalLM(config)
-
-
-def test_states_that_a_cache_holds_beside_its_layers_are_counted(tmp_path):
-    with generated(made(minimax), tmp_path) as reader:
-        counts = reader.run_info()["counts"]["skipped_by_reason"]
-        assert counts["cache: MiniMaxCache.linear_cache is not read"] == NEW
-        assert {row["slot"] for row in slots(reader)} == {"kv.1.key", "kv.1.value"}
-        rows = [row for row in reader.trace().to_pylist() if not row["row"]]
-        assert [row["cache_length"] for row in rows] == [0, *range(PROMPT, PROMPT + NEW - 1)]
-        assert [row["positions"][0] for row in rows] == [row["position_ids"][0] for row in rows]
-
-
-def rwkv():
-    sizes = {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48}
-    return RwkvForCausalLM(RwkvConfig(vocab_size=128, num_hidden_layers=2, **sizes))
-
-
-def test_a_cache_that_is_a_list_is_counted(tmp_path):
-    with generated(made(rwkv), tmp_path, eos_token_id=None, pad_token_id=0) as reader:
-        counts = reader.run_info()["counts"]["skipped_by_reason"]
-        assert counts["cache: what a list holds cannot be read"] == NEW
-        assert reader.run_info()["complete"]
-
-
-def recurrent_gemma():
-    config = RecurrentGemmaConfig(
-        **SIZES, lru_width=32, attention_window_size=4, block_types=["recurrent", "attention"]
-    )
-    return RecurrentGemmaForCausalLM(config)
-
-
-def test_a_layer_whose_states_are_elsewhere_is_counted(tmp_path):
-    with generated(made(recurrent_gemma), tmp_path) as reader:
-        counts = reader.run_info()["counts"]["skipped_by_reason"]
-        assert counts["cache: a LinearAttentionLayer holds nothing"] == NEW
-        assert {row["slot"] for row in slots(reader)} == {"kv.1.key", "kv.1.value"}
-
-
-def test_layers_that_hold_what_they_should_are_not_counted(tmp_path):
-    with generated(made(jamba), tmp_path, eos_token_id=None, pad_token_id=0) as reader:
-        reasons = reader.run_info()["counts"]["skipped_by_reason"]
-        assert not [reason for reason in reasons if reason.startswith("cache:")]
+        axes = {row["slot"]: row["axes"] for row in slots(reader)}
+        others = {slot: axes[slot] for slot in axes if not slot.endswith(("key", "value"))}
+        assert others == {"kv.0.extra.a.0": "row", "kv.0.extra.b": "-,-", "kv.seen": "-"}
+        assert torch.equal(reader.load("root", "kv.seen"), torch.arange(4))
+        assert len(slots(reader)) == 4 + 3
 
 
 def test_only_selected_tokens_have_their_cache(tmp_path, monkeypatch):

@@ -171,8 +171,13 @@ def test_without_cache_a_row_is_padding_only_from_its_end_on(clock):
 
 
 def test_a_cache_that_does_not_tell_is_followed_by_what_went_in(clock):
-    clock.tick(inputs(1, 3, past=None))
+    clock.tick(inputs(1, 3, past=0))
     assert positions(clock.tick(inputs(1, 2, past=None))) == [[3, 4]]
+
+
+def test_states_from_before_the_run_tell_no_positions(clock):
+    assert positions(clock.tick(inputs(1, 3, past=None))) is None
+    assert positions(clock.tick(inputs(1, 2, past=None))) is None
 
 
 @pytest.mark.parametrize(("keep", "told"), [(1, 1), (5, 0), (7, 0), (0, 0)])
