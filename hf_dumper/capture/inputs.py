@@ -53,7 +53,7 @@ def read_inputs(
     mask = given.get("decoder_attention_mask" if decoder else "attention_mask")
     inverted = given.get("input_mask")  # XLNet's, which has 1 where a column is masked
     if mask is None and isinstance(inverted, torch.Tensor):
-        mask = 1 - inverted
+        mask = inverted == 0
     keep = given.get("logits_to_keep")
     copied = copy_mask(mask)
     return RootInputs(
@@ -150,7 +150,8 @@ def _length(cache: Any) -> int | None:
     try:
         told = count()
     except ValueError:  # a cache of states alone says so in this way (transformers 5.23)
-        return None if cache.has_previous_state() else 0
+        used = getattr(cache, "has_previous_state", None)
+        return 0 if callable(used) and not used() else None
     if told is None:  # Reformer
         return int(cache.get_start_idx()) if hasattr(cache, "get_start_idx") else None
     # That of the first layer, and 0 where that one keeps its states elsewhere (MiniMax, 5.23).
