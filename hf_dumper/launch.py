@@ -68,18 +68,18 @@ class Launch:
         """
         return islice(rows, self.rank, None, self.size)
 
-    def report(self, done: int, total: int | None) -> None:
+    def report(self, done: float, total: int | None) -> None:
         """Note how far this process is, without waiting for anybody; None where nobody knows."""
         if self.store is not None:
             self.store.set(f"progress/{self.rank}", json.dumps([done, total]))
 
-    def reported(self) -> tuple[int, int | None]:
+    def reported(self) -> tuple[float, int | None]:
         """Return how far all processes are together, by what they noted last."""
         notes = [self._noted(rank) for rank in range(self.size)]
         totals = [total for _, total in notes if total is not None]
         return sum(done for done, _ in notes), sum(totals) if len(totals) == self.size else None
 
-    def _noted(self, rank: int) -> tuple[int, int | None]:
+    def _noted(self, rank: int) -> tuple[float, int | None]:
         key = f"progress/{rank}"
         if self.store is None or not self.store.check([key]):
             return 0, None
@@ -101,6 +101,18 @@ class Launch:
     def of_main(self, make: Callable[[], T]) -> T:
         """Return what `make` returns in the main process, where alone it is called."""
         return self.exchange(make() if self.is_main else None)[0]  # type: ignore[return-value]
+
+    def agree(self, what: str, value: object) -> None:
+        """Make sure that every process passes the same value.
+
+        Raises:
+            LaunchError: one passes another than the main process.
+        """
+        values = self.exchange(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                msg = f"The processes differ in {what}: process 0 has {values[0]}, {rank} {other}."
+                raise LaunchError(msg)
 
     @contextmanager
     def together(self) -> Iterator[None]:

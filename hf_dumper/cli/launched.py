@@ -72,6 +72,7 @@ class Share:
         self.warnings: list[str] | None = None if launch.is_main else []
         self._failure: str | None = None
         self._reported = 0.0
+        self._progress: tuple[float, int | None] | None = None
 
     @contextmanager
     def kept(self, results: "list[PromptResult]") -> Iterator[None]:
@@ -87,23 +88,29 @@ class Share:
             if results or not isinstance(error, EmptyDumpError):
                 self._failure = explain(error)
 
-    def shown(self, work: Work) -> "Callable[[int, int | None], None]":
+    def shown(self, work: Work) -> "Callable[[float, int | None], None]":
         """Return what takes this process's progress; the bar shows that of all."""
         if self.launch.size == 1:
             return work.update
         work.follow(self.launch.reported)
         return self._report
 
-    def _report(self, done: int, total: int | None) -> None:
+    def _report(self, done: float, total: int | None) -> None:
         """Tell the main process how far this one is, now and then."""
+        self._progress = done, total
         if monotonic() - self._reported > _OFTEN:
             self._reported = monotonic()
             self.launch.report(done, total)
 
-    def meet(self, part: Part) -> Part:
-        """Return what became of the rows of all processes; the main one tells what failed."""
+    def meet(self, part: Part, unit: str = "") -> Part:
+        """Return what became of the rows of all processes; the main one tells what failed.
+
+        `unit` is what is counted while the others are waited for.
+        """
         part = replace(part, failure=self._failure, warnings=self.warnings or [])
-        with Work("Waiting for the other processes") as work:
+        if self._progress is not None:
+            self.launch.report(*self._progress)
+        with Work("Waiting for the other processes", unit) as work:
             work.follow(self.launch.reported)
             parts = self.launch.exchange(part)
         if self.launch.is_main:

@@ -76,6 +76,14 @@ class PromptOptions:
         str | None,
         Option(help="Configuration of a data set of the hub.", rich_help_panel=_PROMPTS),
     ] = None
+    prompts_revision: Annotated[
+        str | None,
+        Option(
+            help="Branch, tag or commit of a data set of the hub.",
+            show_default="that of the runs in the dump",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None
     split: Annotated[
         str | None,
         Option(help='Split of SOURCE, such as "train[1:3]".', rich_help_panel=_PROMPTS),

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from hf_dumper.cli.asked import source_of
 from hf_dumper.cli.failures import DONE, FAILED
 from hf_dumper.cli.flat import flat
 from hf_dumper.cli.launched import Part, RowFacts, Share, on_device
@@ -22,7 +23,7 @@ from hf_dumper.cli.options import (
     ModelOptions,
     PromptOptions,
 )
-from hf_dumper.cli.sources import Source, source_of
+from hf_dumper.cli.sources import Source
 from hf_dumper.cli.terminal import Work, calm, print_json, stdout
 from hf_dumper.errors import DumpWriteError, EmptyDumpError, PromptError
 from hf_dumper.launch import Launch
@@ -80,8 +81,9 @@ def run(
     console = Console(quiet=True) if json else stdout()
     with calm(kept=share.warnings):
         with launch.together():
-            source = source_of(prompts, generation, dump.to_config().seed)
+            source = source_of(prompts, generation, dump.to_config())
             source.launch = launch
+            launch.agree("the prompts", source.facts)
             config = place(dump.to_config(source.selection()))
             config = replace(config, dump_path=Path(launch.of_main(lambda: str(config.dump_path))))
             from hf_dumper.cli.models import load_model
@@ -137,25 +139,28 @@ def dump_all(
     results: list[PromptResult] = []
     predicted = None
     session = DumpSession(model, config, tokenizer=tokenizer, launch=share.launch)
-    with share.kept(results), _told(config, results), _nothing_left(source), session:
-        if check is not None:
-            session.note("self_check", check.to_dict())
-        with Work(f"Dumping to {config.dump_path}") as work:
-            show = share.shown(work)
+    work = Work(f"Dumping to {config.dump_path}", source.unit)
+    with share.kept(results), _told(config, results), _nothing_left(source), session, work:
+        show = share.shown(work)
 
-            def on_token(index: int, done: int) -> None:
-                show(*source.progress(index, done))
+        def on_token(index: int, done: int) -> None:
+            show(*source.progress(index, done))
 
-            for result in source.each(model, tokenizer, on_token):
-                results.append(result)
-                fresh = predict and result.run not in (None, predicted)
+        with share.launch.together():
+            if check is not None:
+                session.note("self_check", check.to_dict())
+            source.prepare(model, tokenizer, on_token)
+        on_token(0, 0)
+        for result in source.each(model, tokenizer, on_token):
+            results.append(result)
+            fresh = predict and result.run not in (None, predicted)
+            if fresh and result.run is not None:
+                predicted = result.run
+                _predict(session, model, result.run)
+            with work.aside():
+                console.print(_answer(result))
                 if fresh and result.run is not None:
-                    predicted = result.run
-                    _predict(session, model, result.run)
-                with work.aside():
-                    console.print(_answer(result))
-                    if fresh and result.run is not None:
-                        _tell_predictions(console, session, result.run)
+                    _tell_predictions(console, session, result.run)
     return results
 
 
@@ -185,7 +190,8 @@ def finish(
         whole = whole and (check is None or check.identical)
         whole = whole and (source is None or len(results) == source.asked)
         rows = None if source is None else source.rows
-        part = share.meet(Part(results, runs, whole, None if rows is None else RowFacts.of(rows)))
+        part = Part(results, runs, whole, None if rows is None else RowFacts.of(rows))
+        part = share.meet(part, "" if source is None else source.unit)
         if as_json:
             print_json(_as_dict(path, part, check) | _row_facts(part.rows))
         else:

@@ -1,13 +1,8 @@
 """What a model is to generate from: prompts, a data set, or the runs of a golden dump."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
-from hf_dumper.cli.options import GenerationOptions, PromptOptions, given
-from hf_dumper.cli.terminal import Work
-from hf_dumper.errors import ConfigError
 from hf_dumper.launch import Launch
 
 if TYPE_CHECKING:
@@ -41,9 +36,15 @@ class Source(Protocol):
 
     Attributes:
         launch: Whose share of the prompts is run: that of this process of it.
+        unit: What they are called when they are counted.
     """
 
     launch: Launch
+    unit: str
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the prompts are, as all processes of the launch must find it."""
 
     @property
     def asked(self) -> int:
@@ -53,8 +54,14 @@ class Source(Protocol):
     def rows(self) -> "RowRunner | None":
         """What became of the rows of a data set, None where there is none."""
 
-    def progress(self, index: int, tokens: int) -> tuple[int, int | None]:
-        """Return how many tokens are done, and of how many; None where nobody knows."""
+    def progress(self, index: int, tokens: int) -> tuple[float, int | None]:
+        """Return how many prompts are done, and of how many; None where nobody knows.
+
+        `index` are behind us, and there are so many tokens of what comes next.
+        """
+
+    def prepare(self, model: "PreTrainedModel", tokenizer: Any, on_token: OnToken) -> None:
+        """Look at what the dump holds, before any process of the launch adds to it."""
 
     def selection(self) -> Mapping[str, Any]:
         """Return what is to be dumped unless options say otherwise."""
@@ -67,7 +74,7 @@ class Source(Protocol):
     def each(
         self, model: "PreTrainedModel", tokenizer: Any, on_token: OnToken
     ) -> "Iterator[PromptResult]":
-        """Run the model, and yield what became of each run when it is on disk."""
+        """Run the prepared model, and yield what became of each run when it is on disk."""
 
 
 class _Counted:
@@ -75,12 +82,21 @@ class _Counted:
 
     launch = Launch()
     rows: "RowRunner | None" = None
+    unit = "prompts"
     tokens: list[int]
 
-    def progress(self, index: int, tokens: int) -> tuple[int, int | None]:
-        """Return how many tokens are done, and of how many."""
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """How many tokens each has."""
+        return {"tokens": self.tokens}
+
+    def progress(self, index: int, tokens: int) -> tuple[float, int | None]:
+        """Return how many are done, and of how many; of a part, by its tokens."""
         each = list(self.launch.share_of(self.tokens))
-        return sum(each[:index]) + tokens, sum(each)
+        return index + (tokens / each[index] if tokens else 0), len(each)
+
+    def prepare(self, model: "PreTrainedModel", tokenizer: Any, on_token: OnToken) -> None:
+        """Do nothing: whatever is there stays."""
 
 
 class Prompts(_Counted):
@@ -126,6 +142,7 @@ class Rows:
 
     launch = Launch()
     rows: "RowRunner | None" = None
+    unit = "rows"
 
     def __init__(
         self, prompts: "PromptRows", kwargs: dict[str, Any], *, batch_size: int, chat: bool
@@ -134,6 +151,11 @@ class Rows:
         self._prompts = prompts
         self._kwargs = kwargs
         self._options: dict[str, Any] = {"batch_size": batch_size, "chat": chat}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the rows are, and how many."""
+        return {**self._prompts.facts, "rows": self._prompts.count}
 
     @property
     def asked(self) -> int:
@@ -156,16 +178,23 @@ class Rows:
         """Generate from one batch after the other."""
         from hf_dumper.runner import numbered_rows
 
-        self.rows = self._runner(model, tokenizer, on_token)
         rows = numbered_rows(self._prompts, self.launch.rank, self.launch.size)
-        return self.rows.each(rows, self._prompts.name)
+        return self._ready().each(rows, self._prompts.name, self._prompts.facts)
 
-    def progress(self, index: int, tokens: int) -> tuple[int, int | None]:
-        """Return how many tokens are done, and of how many, without the rows that are skipped."""
+    def prepare(self, model: "PreTrainedModel", tokenizer: Any, on_token: OnToken) -> None:
+        """Read which rows the dump holds."""
+        self.rows = self._runner(model, tokenizer, on_token)
+        self.rows.prepare()
+
+    def progress(self, index: int, tokens: int) -> tuple[float, int | None]:
+        """Return how many rows are done, and of how many, without those that are skipped."""
         count, each = self._prompts.count, self._kwargs["max_new_tokens"]
         count = count and len(range(self.launch.rank, count, self.launch.size))
         skipped = 0 if self.rows is None else self.rows.skipped
-        return (index - skipped) * each + tokens, count and (count - skipped) * each
+        return index - skipped + tokens / each, count and count - skipped
+
+    def _ready(self) -> "RowRunner":
+        return cast("RowRunner", self.rows)
 
     def _runner(
         self, model: "PreTrainedModel", tokenizer: Any, on_token: OnToken | None = None
@@ -178,6 +207,8 @@ class Rows:
 
 class Golden(_Counted):
     """Runs of a golden dump, which the model follows token by token."""
+
+    unit = "runs"
 
     def __init__(self, golden: "DumpReader", runs: "list[GoldenRun]") -> None:
         """Follow the runs; those of the dump that are not among them are missing."""
@@ -221,72 +252,3 @@ def numbered(
         if launch.size > 1:
             session.number_next(number)
         yield row
-
-
-def source_of(prompts: PromptOptions, generation: GenerationOptions, seed: int | None) -> Source:
-    """Return what the options ask for; `seed` is that of the dump.
-
-    Raises:
-        ConfigError: options that contradict each other, or neither prompts nor a dump to follow.
-        PromptError: prompts that cannot be read.
-    """
-    if prompts.follow is not None:
-        return _golden(prompts.follow.expanduser(), prompts, generation)
-    kwargs = generation.to_kwargs()
-    if prompts.prompts is not None and not prompts.prompt:
-        return _rows(prompts.prompts, prompts, kwargs, seed or 0)
-    idle = [name for name in given(prompts) if name not in ("--prompt", "--prompts", "--chat")]
-    if idle and prompts.prompts is None:
-        verb = "are" if idle[1:] else "is"
-        msg = f"{', '.join(idle)} {verb} about --prompts SOURCE, which is not given."
-        raise ConfigError(msg)
-    if not prompts.prompt or prompts.prompts is not None:
-        msg = "Give either --prompt TEXT, once or several times, or --prompts SOURCE."
-        raise ConfigError(msg)
-    return _texts(prompts.prompt, kwargs, chat=prompts.chat)
-
-
-def _golden(path: Path, prompts: PromptOptions, generation: GenerationOptions) -> Golden:
-    from hf_dumper.cli.inspect import open_indexed
-    from hf_dumper.cli.terminal import calm
-
-    others = [name for name in given(prompts) + given(generation) if name != "--follow"]
-    if others:
-        msg = f"{', '.join(others)}: --follow takes prompts and tokens from {str(path)!r}."
-        raise ConfigError(msg)
-    with Work(f"Reading {path}"), calm():
-        from hf_dumper.prompts import golden_runs
-
-        reader = open_indexed(path)
-        return Golden(reader, golden_runs(reader))
-
-
-def _texts(texts: Sequence[str], kwargs: dict[str, Any], *, chat: bool) -> Prompts:
-    from hf_dumper.prompts import Prompt
-
-    return Prompts([Prompt(str(i), text=text) for i, text in enumerate(texts)], kwargs, chat=chat)
-
-
-def _rows(source: str, options: PromptOptions, kwargs: dict[str, Any], seed: int) -> Rows:
-    from hf_dumper.prompts import Selection, open_prompts
-
-    if options.column is not None and options.template is not None:
-        msg = "Give either --column or --template, not both."
-        raise ConfigError(msg)
-    with Work(f"Reading {source}"):
-        chosen = Selection(
-            options.subset,
-            options.split,
-            options.streaming,
-            seed if options.shuffle else None,
-            options.limit,
-        )
-        columns = {"column": options.column, "template": _unescaped(options.template)}
-        prompts = open_prompts(source, chosen, chat=options.chat, **columns)
-    return Rows(prompts, kwargs, batch_size=options.batch_size or 1, chat=options.chat)
-
-
-def _unescaped(template: str | None) -> str | None:
-    r"""Turn \n, \t and \\ into what they mean: a shell passes them on as they are typed."""
-    meant = {"n": "\n", "t": "\t", "\\": "\\"}
-    return template and re.sub(r"\\([nt\\])", lambda match: meant[match[1]], template)

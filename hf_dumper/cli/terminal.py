@@ -51,8 +51,8 @@ class _TimeLeft(TimeRemainingColumn):
 class Work:
     """Progress of one piece of work: a bar on stderr once it takes long, nothing in a pipe."""
 
-    def __init__(self, title: str) -> None:
-        """Show nothing yet."""
+    def __init__(self, title: str, unit: str = "") -> None:
+        """Show nothing yet; `unit` is what is counted, such as "rows"."""
         columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30)
         self._bar = Progress(
             *columns,
@@ -66,18 +66,19 @@ class Work:
             redirect_stderr=False,
         )
         self._task = self._bar.add_task(title, total=None, count="")
+        self._unit = f" {unit}" if unit else ""
         self._lock = threading.Lock()
         self._shown = False
         self._ended = threading.Event()
         self._timer = threading.Timer(SOON, self._show)
         self._timer.daemon = True
 
-    def update(self, done: int, total: int | None) -> None:
-        """Move the bar; a total that nobody knows is None."""
-        count = str(done) if total is None else f"{done}/{total}"
+    def update(self, done: float, total: int | None) -> None:
+        """Move the bar, also by parts of what is counted; a total that nobody knows is None."""
+        count = f"{int(done)}{'' if total is None else f'/{total}'}{self._unit}"
         self._bar.update(self._task, completed=done, total=total, count=count)
 
-    def follow(self, progress: Callable[[], tuple[int, int | None]]) -> None:
+    def follow(self, progress: Callable[[], tuple[float, int | None]]) -> None:
         """Move the bar once a second by what is asked: other processes are at work, too."""
         if self._is_seen:
             threading.Thread(target=self._follow, args=(progress,), daemon=True).start()
@@ -115,7 +116,7 @@ class Work:
                 self._bar.stop()
             self._shown = False
 
-    def _follow(self, progress: Callable[[], tuple[int, int | None]]) -> None:
+    def _follow(self, progress: Callable[[], tuple[float, int | None]]) -> None:
         while not self._ended.wait(SOON):
             self.update(*progress())
 

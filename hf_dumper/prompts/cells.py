@@ -26,7 +26,7 @@ def from_column(
     column = _choose(source, columns, wanted, chat=chat)
 
     def make(number: int, row: Mapping[str, Any]) -> Prompt:
-        cell, name = row[column], _name(number, row, column)
+        cell, name = row.get(column), _name(number, row, column)
         if isinstance(cell, str) and cell.strip():
             return Prompt(name, text=cell)
         messages = _messages(cell)
@@ -47,7 +47,7 @@ def from_template(source: str, columns: Sequence[str], template: str) -> tuple[l
 
     def make(number: int, row: Mapping[str, Any]) -> Prompt:
         for name in used:
-            if row[name] is None:
+            if row.get(name) is None:
                 msg = f"Row {number} of {source} holds nothing in column {name!r}."
                 raise PromptError(msg)
         try:
@@ -138,7 +138,14 @@ def _messages(cell: object) -> Messages | None:
         return None
     if not all(isinstance(item, dict) and isinstance(item.get("role"), str) for item in cell):
         return None
-    return [{key: value for key, value in item.items() if value is not None} for item in cell]
+    return [_filled(item) for item in cell]
+
+
+def _filled(value: Any) -> Any:
+    """Leave out what a table fills in for the fields that only other rows have, at any depth."""
+    if isinstance(value, dict):
+        return {key: _filled(item) for key, item in value.items() if item is not None}
+    return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
 def _kind(cell: object) -> str:

@@ -29,7 +29,7 @@ def encode(tokenizer: Any, prompt: Prompt, chat: bool = False) -> dict[str, torc
         msg = f"Prompt {prompt.id!r} is a conversation. Turn it into text with chat=True (--chat)."
         raise PromptError(msg)
     else:
-        encoded = tokenizer(prompt.text, return_tensors="pt")
+        encoded = _tokenized(tokenizer, prompt)
     tensors = {name: value for name, value in encoded.items() if name != "token_type_ids"}
     if not tensors["input_ids"].numel():
         msg = f"Prompt {prompt.id!r} has no tokens; write some text into it."
@@ -58,6 +58,14 @@ def pad(
         )
         for name in rows[0]
     }
+
+
+def _tokenized(tokenizer: Any, prompt: Prompt) -> Any:
+    try:
+        return tokenizer(prompt.text, return_tensors="pt")
+    except Exception as error:  # such as a text of half a character, which JSON can hold
+        msg = f"The tokenizer refuses prompt {prompt.id!r}: {str(error) or repr(error)}"
+        raise PromptError(" ".join(msg.split())) from error
 
 
 def _apply_template(tokenizer: Any, prompt: Prompt) -> dict[str, torch.Tensor]:

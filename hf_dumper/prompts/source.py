@@ -1,8 +1,9 @@
 """The prompts of a source, row by row or all at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
+from typing import Any
 
 from hf_dumper.errors import PromptError
 from hf_dumper.prompts.cells import Maker, from_column, from_template
@@ -37,11 +38,14 @@ class PromptRows:
 
     Attributes:
         name: What to call the source in messages.
+        facts: What the rows are, ready for JSON: name, subset, revision (a commit; these two of a
+            data set of the hub), split, column or template, chat, and under "chosen" which rows.
     """
 
-    def __init__(self, table: Table, make: Maker) -> None:
+    def __init__(self, table: Table, make: Maker, facts: Mapping[str, Any]) -> None:
         """Make prompts of the rows of a table."""
         self.name = table.name
+        self.facts = facts
         self._table = table
         self._make = make
 
@@ -90,8 +94,8 @@ def open_prompts(
     if column is not None and template is not None:
         msg = "Give either a column or a template, not both."
         raise PromptError(msg)
-    name = fspath(source)
-    table = open_table(name, selection or Selection())
+    name, chosen = fspath(source), selection or Selection()
+    table = open_table(name, chosen)
     if template is not None:
         used, make = from_template(table.name, table.columns, template)
     else:
@@ -99,7 +103,18 @@ def open_prompts(
     table.keep(used, blank=used[0] if table.is_text else None)
     if table.count == 0:
         raise nothing(table.name)
-    return PromptRows(table, make)
+    by = {"column": used[0] if template is None else None, "template": template, "chat": chat}
+    return PromptRows(table, make, _facts(name, table, chosen) | by)
+
+
+def _facts(name: str, table: Table, chosen: Selection) -> dict[str, Any]:
+    rows = {
+        "split": chosen.split,
+        "streaming": chosen.streaming,
+        "shuffle": chosen.shuffle,
+        "limit": chosen.limit,
+    }
+    return {"name": name, **table.origin, "split": table.split, "chosen": rows}
 
 
 def load_prompts(

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from hf_dumper.core.names import near
 from hf_dumper.errors import PromptError
-from hf_dumper.prompts.files import csv_options, loader_of, looks_local, neighbours
+from hf_dumper.prompts.files import csv_options, loader_of, looks_local
+from hf_dumper.prompts.hub import load_hub
 from hf_dumper.prompts.quiet import holds_nothing, reading
 
 BUFFER: Final = 1000
@@ -35,6 +36,7 @@ class Selection:
 
     Attributes:
         subset: Configuration of a data set on the hub, such as "main". None: its only one.
+        revision: Branch, tag or commit of a data set on the hub. None: its main branch.
         split: A split, or a slice of one as `datasets` writes it, such as "train[1:3]" or
             "test[:10%]". None: the only split there is.
         streaming: Read row by row, nothing ahead; the number of rows is not known then.
@@ -48,6 +50,7 @@ class Selection:
     streaming: bool = False
     shuffle: int | None = None
     limit: int | None = None
+    revision: str | None = None
 
 
 class Table:
@@ -59,19 +62,23 @@ class Table:
     Attributes:
         name: What to call the source in messages.
         columns: Names of the columns.
+        split: Name of the split.
+        origin: Of a data set of the hub: its "subset", and as "revision" its commit.
     """
 
     def __init__(self, name: str, splits: Mapping[str, Any], chosen: Selection) -> None:
         """Choose among the splits, which are data sets of one kind: in full, or streams."""
         self.name = name
         self.is_text = False
+        self.origin: Mapping[str, str] = {}
         self._chosen = chosen
         self._blank: str | None = None
         self._numbers: Numbers | None = None
         if chosen.streaming:
-            self._data, self._start = _sliced_stream(name, splits, chosen.split)
+            self.split, self._data, self._start = _sliced_stream(name, splits, chosen.split)
         else:
-            self._data, self._numbers = _sliced(name, splits, chosen.split)
+            self.split, self._numbers = _sliced(name, splits, chosen.split)
+            self._data = splits[self.split]
         self.columns = self._columns()
 
     @property
@@ -140,9 +147,10 @@ def open_table(source: str, chosen: Selection) -> Table:
     if not looks_local(source):
         return _open_hub(source, chosen)
     path = Path(source).expanduser()
-    if chosen.subset is not None:
-        msg = f"{path} is here, not on the hub: it has no subset {chosen.subset!r}."
-        raise PromptError(msg)
+    for what, value in (("subset", chosen.subset), ("revision", chosen.revision)):
+        if value is not None:
+            msg = f"{path} is here, not on the hub: it has no {what} {value!r}."
+            raise PromptError(msg)
     if not path.is_dir():
         return _open_file(path, chosen)
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
@@ -181,16 +189,10 @@ def _open_saved(path: Path, chosen: Selection) -> Table:
 
 
 def _open_hub(source: str, chosen: Selection) -> Table:
-    from datasets import load_dataset
-
-    try:
-        with reading(repr(source)):
-            splits = load_dataset(source, chosen.subset, streaming=chosen.streaming)
-    except PromptError as error:
-        hint = neighbours(Path(source))
-        msg = f"{str(error).rstrip('.')}. Nor is there a file or folder of that name.{hint}"
-        raise PromptError(msg) from error.__cause__
-    return Table(repr(source), splits, chosen)
+    splits, origin = load_hub(source, chosen.subset, chosen.revision, streaming=chosen.streaming)
+    table = Table(repr(source), splits, chosen)
+    table.origin = origin
+    return table
 
 
 def _loaded(name: str, chosen: Selection, *what: str, **options: Any) -> Table:
@@ -216,8 +218,8 @@ def nothing(name: str) -> PromptError:
     return PromptError(f"{name} holds no rows.")
 
 
-def _sliced(name: str, splits: Mapping[str, Any], wanted: str | None) -> tuple[Any, Numbers]:
-    """Return a split, and the numbers of the rows that are asked for."""
+def _sliced(name: str, splits: Mapping[str, Any], wanted: str | None) -> tuple[str, Numbers]:
+    """Return the name of a split, and the numbers of the rows that are asked for."""
     from datasets import ReadInstruction
 
     spec = wanted or _only(name, splits)
@@ -232,11 +234,13 @@ def _sliced(name: str, splits: Mapping[str, Any], wanted: str | None) -> tuple[A
     numbers = np.array([*chain(*(range(part.from_, part.to) for part in slices))], np.int64)
     if len(np.unique(numbers)) < len(numbers):
         raise _no_split(name, splits, spec, "it names a row twice")
-    return splits[names.pop()], numbers
+    return names.pop(), numbers
 
 
-def _sliced_stream(name: str, splits: Mapping[str, Any], wanted: str | None) -> tuple[Any, int]:
-    """Return a stream, and the number of its first row."""
+def _sliced_stream(
+    name: str, splits: Mapping[str, Any], wanted: str | None
+) -> tuple[str, Any, int]:
+    """Return the name of a split, a stream of its rows, and the number of its first row."""
     spec = wanted or _only(name, splits)
     match = _SLICE.fullmatch(spec)
     if match is None:
@@ -246,7 +250,8 @@ def _sliced_stream(name: str, splits: Mapping[str, Any], wanted: str | None) -> 
         raise _no_split(name, splits, match[1], "there is none of that name")
     start, data = int(match[2] or 0), splits[match[1]]
     data = data.skip(start) if start else data
-    return data.take(max(0, int(match[3]) - start)) if match[3] else data, start
+    data = data.take(max(0, int(match[3]) - start)) if match[3] else data
+    return match[1], data, start
 
 
 def _only(name: str, splits: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Prompts, rows of data sets, or runs of a golden dump through a dumped model."""
 
+from hf_dumper.runner.failures import RowFailure
+from hf_dumper.runner.finished import recorded_revision
 from hf_dumper.runner.prompts import (
     OnToken,
     PromptResult,
@@ -9,7 +11,7 @@ from hf_dumper.runner.prompts import (
     each_golden,
     each_prompt,
 )
-from hf_dumper.runner.rows import RowFailure, RowRunner, dump_rows, numbered_rows
+from hf_dumper.runner.rows import RowRunner, dump_rows, numbered_rows
 
 __all__ = [
     "OnToken",
@@ -23,4 +25,5 @@ __all__ = [
     "each_golden",
     "each_prompt",
     "numbered_rows",
+    "recorded_revision",
 ]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hf_dumper.core.digests import json_digest
 from hf_dumper.errors import DumpFormatError, DumpIdentityError
@@ -20,6 +20,10 @@ class _Made(NamedTuple):
     generate: str
 
 
+_OF_ALL: Final = ("revision", "subset", "split", "column", "template", "chat", "generate")
+"""Facts of a source that the runs of a dump share: the number alone says which row it is."""
+
+
 class FinishedRows:
     """The rows whose runs are complete in the dump at `path`, which the caller writes.
 
@@ -33,9 +37,15 @@ class FinishedRows:
         self._path = path
         self._taken: set[int] = set()
         self._made: dict[int, _Made] = {}
+        self._sources: dict[str, tuple[int, Mapping[str, Any]]] = {}
         if NativeReader.detect(path) or MsitReader.detect(path):
             self._read()
         self._before = frozenset(self._taken)
+
+    @property
+    def sources(self) -> list[tuple[int, Mapping[str, Any]]]:
+        """What the complete runs are of, each kind once, with the first run of the kind."""
+        return list(self._sources.values())
 
     def holds(self, row: int, ids: Sequence[int], generate: Mapping[str, Any]) -> bool:
         """Tell whether the run of a row is complete.
@@ -53,6 +63,22 @@ class FinishedRows:
         if made.generate != json_digest(plain(generate)):
             raise self._not_this(made.run, "other options of generation")
         return True
+
+    def check_source(self, source: Mapping[str, Any]) -> None:
+        """Make sure that further rows are of the data set that the complete runs are of.
+
+        A file may have grown or be elsewhere, other rows may be chosen, in another order.
+
+        Raises:
+            DumpIdentityError: they are of another split, revision, template or such.
+        """
+        for run, found in self.sources:
+            if Path(found["name"]).name != Path(source["name"]).name:
+                raise self._not_this(run, f"{found['name']!r}, not of {source['name']!r}")
+            for name in _OF_ALL:
+                before, now = found.get(name), source.get(name)
+                if name in found and name in source and before != now:
+                    raise self._not_this(run, f"rows with {name} {before!r}, not {now!r}")
 
     def free(self, number: int) -> None:
         """Make sure that a run can have this number: remove one that is not complete.
@@ -76,13 +102,29 @@ class FinishedRows:
         with open_dump(self._path) as reader:
             self._taken.update(reader.runs())
             for run in reader.runs():
-                self._made.update(_rows_of(run, _facts(reader, run)))
+                facts = _facts(reader, run)
+                made = dict(_rows_of(run, facts))
+                self._made.update(made)
+                if made:
+                    source = {**facts["prompt"]["source"], "rows": None, "chosen": None}
+                    self._sources.setdefault(json_digest(source), (run, source))
 
     def _not_this(self, run: int, of_what: str) -> DumpIdentityError:
         return DumpIdentityError(
             f"Run {run} of {str(self._path)!r} was made of {of_what}. Choose another dump_path, or "
             "overwrite=True to remove that dump."
         )
+
+
+def recorded_revision(path: Path, name: str) -> str | None:
+    """Return the commit of the hub's data set that the complete runs of a dump are of.
+
+    None where there is no dump, or none of its runs is of a data set of that name on the hub.
+    """
+    for _, source in FinishedRows(path).sources:
+        if source["name"] == name and source.get("revision") is not None:
+            return str(source["revision"])
+    return None
 
 
 def plain(options: Mapping[str, Any]) -> Any:

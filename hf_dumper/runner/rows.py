@@ -1,9 +1,6 @@
 """Rows of a data set through a dumped model; a second start goes on where the first one ended."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_dumper.errors import HFDumperError, PromptError
 from hf_dumper.prompts import Prompt, PromptRow, PromptRows, encode, pad
+from hf_dumper.runner.failures import RowFailure, note_failure
 from hf_dumper.runner.finished import FinishedRows, plain
 from hf_dumper.runner.prompts import (
     OnToken,
@@ -21,20 +19,9 @@ from hf_dumper.runner.prompts import (
     generate_or_forward,
     measured,
 )
-from hf_dumper.store.layout import FAILURES
-from hf_dumper.store.run_sink import writing
 
 if TYPE_CHECKING:
     from hf_dumper.session import DumpSession
-
-
-@dataclass(frozen=True, slots=True)
-class RowFailure:
-    """A row that no run could be made of, and why; `time` is in UTC, as ISO 8601 writes it."""
-
-    row: int
-    error: str
-    time: str
 
 
 class _Waiting:
@@ -70,7 +57,7 @@ def dump_rows(
     """
     kwargs = {"max_new_tokens": max_new_tokens, **generate_kwargs}
     runner = RowRunner(model, tokenizer, batch_size=batch_size, chat=chat, **kwargs)
-    results = list(runner.each(rows, rows.name))
+    results = list(runner.each(rows, rows.name, rows.facts))
     if runner.failures:
         first, count = runner.failures[0], len(runner.failures)
         msg = f"{count} of the rows of {rows.name} failed, row {first.row} first: {first.error}"
@@ -127,6 +114,7 @@ class RowRunner:
         return 0 if self._finished is None else self._finished.replaced
 
     _finished: FinishedRows | None = None
+    _is_prepared = False
 
     def first(self, rows: Iterable[PromptRow]) -> dict[str, torch.Tensor]:
         """Return the first batch as tensors [rows, length], whatever the dump holds.
@@ -147,19 +135,34 @@ class RowRunner:
             raise error or PromptError("There are no rows.")
         return self._padded(waiting)
 
-    def each(self, rows: Iterable[PromptRow], name: str) -> Iterator[PromptResult]:
-        """Yield what became of each row when its run is on disk; `name` is that of the source.
+    def prepare(self) -> None:
+        """Look at what the dump holds, before any other process of a launch adds to it."""
+        self._session = cast("DumpSession", self._model.dump)
+        self._finished = FinishedRows(self._session.path)
+        self._is_prepared = True
+
+    def each(
+        self, rows: Iterable[PromptRow], name: str, facts: Mapping[str, Any] | None = None
+    ) -> Iterator[PromptResult]:
+        """Yield what became of each row when its run is on disk.
+
+        `name` is that of the source, `facts` are those of `PromptRows`: what further runs of the
+        dump must be of as well, so that a number is that of one row.
 
         Raises:
             PromptError: the source cannot be read any further.
-            DumpIdentityError: the dump holds runs of other prompts under the rows' numbers.
+            DumpIdentityError: the dump holds runs of other prompts under the rows' numbers, or of
+                another data set.
         """
-        self._name = name
-        self._session = cast("DumpSession", self._model.dump)
-        self._finished = FinishedRows(self._session.path)
-        waiting = self._waiting(rows, self._finished)
+        if not self._is_prepared:
+            self.prepare()
+        self._is_prepared = False
+        finished = cast("FinishedRows", self._finished)
+        self._source = {"name": name, **(facts or {}), "generate": plain(self._kwargs)}
+        waiting = self._waiting(rows, finished)
         while batch := list(islice(waiting, self._batch_size)):
-            yield from self._attempted(batch, self._finished)
+            finished.check_source(self._source)
+            yield from self._attempted(batch, finished)
 
     def _waiting(self, rows: Iterable[PromptRow], finished: FinishedRows) -> Iterator[_Waiting]:
         for row in rows:
@@ -198,11 +201,7 @@ class RowRunner:
 
     def _run(self, batch: Sequence[_Waiting]) -> list[PromptResult]:
         model, inputs = self._model, self._padded(batch)
-        facts = {
-            "name": self._name,
-            "rows": [row.number for row in batch],
-            "generate": plain(self._kwargs),
-        }
+        facts = {**self._source, "rows": [row.number for row in batch]}
         self._session.number_next(batch[0].number, facts)
         told = None if self._on_progress is None else partial(self._tell, len(batch))
         number, ids, seconds = measured(
@@ -227,7 +226,10 @@ class RowRunner:
             getattr(self._tokenizer, "pad_token_id", None),
             getattr(config, "pad_token_id", None),
         )
-        token = next((i for i in known if i is not None), 0)  # masked: any id does
+        # Masked, so any id does that has an embedding; that of an added token may have none.
+        most = getattr(self._model.get_input_embeddings(), "num_embeddings", None)
+        fit = (i for i in known if i is not None and 0 <= i < (i + 1 if most is None else most))
+        token = next(fit, 0)
         is_pair = getattr(self._model.config, "is_encoder_decoder", False)
         left = can_generate(self._model) and not is_pair
         return pad([row.inputs for row in batch], token, left=left)
@@ -245,9 +247,6 @@ class RowRunner:
             self._on_progress(self.handled, rows * tokens)
 
     def _fail(self, row: int, error: Exception) -> None:
-        text = str(error) if isinstance(error, PromptError) else f"{type(error).__name__}: {error}"
-        failure = RowFailure(row, " ".join(text.split()), f"{datetime.now(UTC):%FT%TZ}")
+        failure = RowFailure.of(row, error)
         self.failures.append(failure)
-        path = self._session.path
-        with writing(path), (path / FAILURES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(failure)) + "\n")
+        note_failure(self._session.path, failure)

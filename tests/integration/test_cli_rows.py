@@ -1,6 +1,11 @@
 """`hf-dumper run --prompts SOURCE`: what a user sees of data sets, batches and failures."""
 
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset
@@ -131,3 +136,27 @@ def test_the_time_left_is_shown_where_the_end_is_known():
     assert left.render(task).plain == ""
     work.update(2, 8)
     assert left.render(task).plain == "-:--:-- left"
+
+
+def test_the_bar_on_a_terminal_counts_rows_and_leaves_nothing(place):
+    texts = "".join(f"row {i}\n" for i in range(400))
+    (place / "p.txt").write_text(texts)
+    command = [sys.executable, "-m", "hf_dumper", *map(str, run("p.txt", "--limit", 150))]
+    ours, theirs = pty.openpty()
+    shown = b""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        try:
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        except OSError:  # the other end is closed: the command has ended
+            pass
+    os.close(ours)
+    assert process.returncode == DONE
+    counts = [int(count) for count in re.findall(rb" (\d+)/150 rows", shown)]
+    assert len(set(counts)) > 2
+    assert counts == sorted(counts)
+    assert re.search(rb"\d+:\d\d:\d\d left", shown)
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") > 0  # the cursor is back
+    last = shown.rpartition(b" rows")[2]
+    assert b"\x1b[2K" in last  # and the line of the bar is empty

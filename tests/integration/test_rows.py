@@ -223,6 +223,76 @@ def test_a_run_that_is_of_no_row_is_not_replaced(tiny_llama, tmp_path, source):
         assert reader.run_info(0)["complete"]
 
 
+def other(tmp_path, name, texts, **chosen):
+    (tmp_path / name).write_text("".join(json.dumps({"prompt": t, "q": t}) + "\n" for t in texts))
+    options = {k: chosen.pop(k) for k in ("column", "template") if k in chosen}
+    return open_prompts(tmp_path / name, Selection(**chosen), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "generation", "match"),
+    [
+        ("other.jsonl", {}, {}, "was made of '.*first.jsonl', not of '.*other.jsonl'"),
+        ("first.jsonl", {"column": "q"}, {}, "rows with column 'prompt', not 'q'"),
+        ("first.jsonl", {"template": "{q}"}, {}, "rows with column 'prompt', not None"),
+        ("first.jsonl", {}, {"max_new_tokens": 4}, "rows with generate {.*}, not {.*4}"),
+    ],
+)
+def test_further_rows_must_be_of_the_same_data_set(
+    tiny_llama, tmp_path, name, options, generation, match
+):
+    """A number alone says which row it is, also where the rows of two starts do not meet."""
+
+    def start(rows, **kwargs):
+        model = tiny_llama()
+        with register_hook(model, DumpConfig(tmp_path / "d")):
+            dump_rows(model, Codes(), rows, **{"max_new_tokens": 2, **kwargs})
+
+    start(other(tmp_path, "first.jsonl", TEXTS, split="train[:2]", column="prompt"))
+    rows = other(tmp_path, name, TEXTS, split="train[2:]", **(options or {"column": "prompt"}))
+    with pytest.raises(DumpIdentityError, match=match):
+        start(rows, **generation)
+    with opened(tmp_path / "d") as reader:
+        assert reader.runs() == (0, 1)
+
+
+def test_rows_in_another_order_and_of_a_file_that_grew_go_on(tiny_llama, tmp_path):
+    model, texts = tiny_llama(), [*TEXTS, "one", "one"]
+    for chosen in ({"shuffle": 3, "limit": 4}, {"shuffle": 3}, {"streaming": True, "shuffle": 5}):
+        with register_hook(model, DumpConfig(tmp_path / "d")):
+            rows = other(tmp_path, "p.jsonl", texts, **chosen)
+            dump_rows(model, Codes(), rows, max_new_tokens=2, batch_size=3)
+        texts.append("more")
+    with opened(tmp_path / "d") as reader:
+        infos = [reader.run_info(run)["prompt"] for run in reader.runs()]
+    found = {
+        number: "".join(chr(i) for i, m in zip(ids, mask, strict=True) if m)
+        for info in infos
+        for number, ids, mask in zip(
+            info["source"]["rows"],
+            info["input_ids"],
+            info["attention_mask"] or [[1] * len(info["input_ids"][0])],
+            strict=True,
+        )
+    }
+    assert found == dict(enumerate(texts[:-1]))
+    assert {info["source"]["chosen"]["shuffle"] for info in infos} == {3, 5}
+
+
+def test_a_pad_token_without_an_embedding_is_not_used(tiny_llama, tmp_path, source):
+    class Padded(Codes):
+        pad_token_id = 5000
+
+    model = tiny_llama()
+    with register_hook(model, DumpConfig(tmp_path / "d"), tokenizer=Codes()):
+        runner = RowRunner(model, Padded(), max_new_tokens=2, batch_size=9)
+        assert len(list(runner.each(source(), "p.jsonl"))) == len(TEXTS)
+    assert runner.failures == []
+    single, _ = dump(tiny_llama(), tmp_path / "e", source(), max_new_tokens=2)
+    with opened(tmp_path / "d") as reader:
+        assert reader.run_info(0)["generated_text"] == [result.text for result in single]
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 

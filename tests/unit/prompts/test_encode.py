@@ -60,3 +60,8 @@ def test_no_template_is_said(tokenizer):
 def test_a_prompt_of_no_tokens_is_refused(tokenizer):
     with pytest.raises(PromptError, match="'7' has no tokens"):
         encode(tokenizer, Prompt("7", text=""))
+
+
+def test_a_refusal_of_the_tokenizer_is_one_line(tokenizer):
+    with pytest.raises(PromptError, match="The tokenizer refuses prompt '7': "):
+        encode(tokenizer, Prompt("7", text="\ud800"))

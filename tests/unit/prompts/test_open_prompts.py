@@ -195,6 +195,29 @@ def test_an_empty_cell_of_a_template_is_no_text(tmp_path):
     assert "Row 1" in str(bad.error)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_have_only_the_fields_of_their_own_row(tmp_path, streaming):
+    call = {"name": "f", "arguments": {"city": "x"}}
+    first = [{"role": "assistant", "content": "a", "tool_calls": [{"function": call}]}]
+    other = {"name": "g", "arguments": {"day": 3}}
+    second = [{"role": "assistant", "content": "b", "tool_calls": [{"function": other}]}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(rows({"messages": first}, {"messages": second}))
+    found = open_prompts(path, Selection(streaming=streaming), chat=True)
+    assert [list(row.taken().messages) for row in found] == [first, second]
+
+
+@pytest.mark.parametrize("template", [None, "{q}"])
+def test_a_row_that_lacks_the_column_is_no_prompt(tmp_path, template):
+    path = tmp_path / "a.jsonl"
+    path.write_text(rows({"q": "x"}, {"other": 1}))
+    chosen = Selection(streaming=True)
+    column = None if template else "q"
+    good, bad = open_prompts(path, chosen, column=column, template=template)
+    assert (good.taken().text, bad.prompt) == ("x", None)
+    assert "nothing in column 'q'" in str(bad.error)
+
+
 def test_a_column_and_a_template_contradict_each_other(ten):
     with pytest.raises(PromptError, match="not both"):
         open_prompts(ten, column="prompt", template="{prompt}")
