@@ -12,7 +12,10 @@ from hf_dumper.errors import PromptError
 from hf_dumper.prompts.prompt import Prompt
 from hf_dumper.prompts.table import Selection, open_table
 
-_WORDS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_WORDS: Final = {
+    **dict.fromkeys(("true", "1", "yes", "pass", "passed"), True),
+    **dict.fromkeys(("false", "0", "no", "fail", "failed"), False),
+}
 """What a cell of `passed` may be, in any case."""
 
 
@@ -53,8 +56,8 @@ def read_results(
 ) -> Results:
     """Read the results of an evaluation from .csv, .jsonl, .json or .parquet.
 
-    Ids are compared by value, so that 7 of JSON is 7 of CSV. `passed` is true, false, 1, 0, yes or
-    no, in any case. A prompt is a text or a conversation.
+    Ids are compared by value, so that 7 of JSON is 7 of CSV. `passed` is true, false, 1, 0, yes,
+    no, pass, passed, fail or failed, in any case. A prompt is a text or a conversation.
 
     Args:
         source: The file; its suffix says what it is.

@@ -1,6 +1,5 @@
 """Options that several commands share, as dataclasses: typer sees one option for each field."""
 
-import json
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 from typer import Option
 
 from hf_dumper.cli.sizes import parse_size
+from hf_dumper.core.json_object import json_object
 from hf_dumper.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -358,17 +358,13 @@ def given(options: Any) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path.read_bytes())
     except OSError as error:
         msg = f"Cannot read {str(path)!r}: {error.strerror}."
         raise ConfigError(msg) from error
     except ValueError as error:
-        msg = f"{path} is no JSON: {error}. Write it as DumpConfig.to_dict() does."
+        msg = f"{path} {error}. Write it as DumpConfig.to_dict() does."
         raise ConfigError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path} holds {type(values).__name__}, not an object of DumpConfig's fields."
-        raise ConfigError(msg)
-    return values
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from hf_dumper.compare.asked import NOT_ASKED
-from hf_dumper.compare.cut import depths, is_after_cut
+from hf_dumper.compare.cut import depths, is_after_cut, other_logits
 from hf_dumper.compare.divergence import find_divergence, from_findings
 from hf_dumper.compare.inputs import INCOMPLETE, input_findings, regime_findings
 from hf_dumper.compare.judge import judge_results, levels_of_runs, worst_of
@@ -22,7 +22,14 @@ from hf_dumper.compare.registry import Metric
 from hf_dumper.compare.results import Measurer, as_table, measure_all
 from hf_dumper.compare.rows import Match, match_rows, rows_of
 from hf_dumper.compare.saved import SavableComparison
-from hf_dumper.compare.tokens import DIVERGED, SAMPLED, judge_logits, judge_tokens, token_rows
+from hf_dumper.compare.tokens import (
+    DIVERGED,
+    SAMPLED,
+    judge_logits,
+    judge_tokens,
+    judged_rows,
+    token_rows,
+)
 from hf_dumper.compare.tokens import as_table as token_table
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.verdicts import GOOD, UNMATCHED_SCHEMA, Comparison, Finding, Verdict
@@ -62,8 +69,8 @@ def compare_dumps(
         },
         inputs=input_findings(ours, theirs, matches, (alone[0], alone[1])),
         regime=regime_findings(ours, theirs, matches),
-        golden=str(golden.path),
-        candidate=str(candidate.path),
+        golden=ours.name,
+        candidate=theirs.name,
     )
     judged, number = _judge(unjudged, limits)
     if judged.divergence is None or number is None:
@@ -151,14 +158,18 @@ def _judged_pairs(results: pa.Table) -> int:
 
 
 def _judged_logits(tokens: pa.Table) -> int:
-    """Count the tokens whose logits were compared, under whatever names the sides hold them."""
-    return len(tokens) - int(tokens.column("kl").null_count)
+    """Count the tokens whose logits were judged, under whatever names the sides hold them."""
+    return len(judged_rows(tokens))
 
 
 def _tokens(golden: Side, candidate: Side, matches: Sequence[Match]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the tokens; a model of another depth has other logits by nature."""
-    if depths(golden.reader.manifest, candidate.reader.manifest) is None:
-        yield from token_rows(golden, candidate, matches)
+    """Return the rows of the tokens; those of a model of another depth are told, never judged."""
+    layers = depths(golden.reader.manifest, candidate.reader.manifest)
+    rows = token_rows(golden, candidate, matches)
+    if layers is None:
+        return rows
+    told = {"verdict": Verdict.NOT_COMPUTABLE, "reason": other_logits(layers)}
+    return (row | told for row in rows)
 
 
 def _diverged(tokens: pa.Table) -> bool:

@@ -52,6 +52,12 @@ def is_after_cut(reason: str) -> bool:
     return reason.startswith(AFTER_CUT.partition(":")[0])
 
 
+def other_logits(layers: Sequence[int]) -> str:
+    """Return why the logits of two depths are measured, but not judged."""
+    few, many = min(layers), max(layers)
+    return f"one side has {few} of {many} layers, so that its logits are others by nature"
+
+
 def common_depth(layers: Sequence[int]) -> str:
     """Return a sentence about two depths."""
     return f"one side has {min(layers)} of {max(layers)} layers; the common ones are compared"

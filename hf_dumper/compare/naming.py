@@ -68,7 +68,7 @@ def _load(side: Side, record: Rec, piece: Piece | None, which: int) -> str:
     call = f", call={record.call}" if record.call else ""
     where = f"run={record.run}, forward={record.forward}{call}"
     loaded = (
-        f"open_dump({str(side.reader.path)!r}).load({record.module!r}, {record.slot!r}, "
+        f"open_dump({side.name!r}).load({record.module!r}, {record.slot!r}, "
         f"{record.token}, {where})"
     )
     layout = side.records(record.run).layouts.get(record.forward)

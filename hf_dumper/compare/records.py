@@ -151,6 +151,11 @@ class Side:
         self._statistics: dict[int, list[dict[str, Any]]] = {}
         self._lock = Lock()
 
+    @property
+    def name(self) -> str:
+        """What the dump is opened by: its address on a hub, else its folder."""
+        return str(getattr(self.reader, "url", None) or self.reader.path)
+
     def info(self, run: int) -> Mapping[str, Any]:
         """Return what went into a run and what came out."""
         if run not in self._infos:

@@ -23,6 +23,8 @@ _NUMBERS: Final = (
     *("margin", "margin_ulp", "kl", "js", "delta_logprob", "top5_jaccard", "top10_jaccard"),
     "top1_equal",
 )
+_FACTS: Final = (IDENTICAL, Verdict.TRUNCATED, Verdict.NON_FINITE, Verdict.NOT_COMPUTABLE)
+"""Verdicts that no limit changes."""
 _SOURCES: Final[Sequence[NameKey]] = (
     (0, ROOT, "logits", 0, ""),
     (0, ROOT, "output.logits", 0, ""),
@@ -64,17 +66,23 @@ def judge_tokens(tokens: pa.Table, levels: Mapping[int, int], limits: Limits) ->
     """Return the tokens with their verdicts; `levels` are the coarsest types of the runs."""
     rows = tokens.to_pylist()
     for row in rows:
-        if row["verdict"] not in (IDENTICAL, Verdict.TRUNCATED, Verdict.NON_FINITE):
+        if row["verdict"] not in _FACTS:
             level = max(levels.get(row["run"], 0), 0)
             row["verdict"], row["reason"] = _judged(row, section(level), limits)
     return pa.Table.from_pylist(rows, TOKEN_SCHEMA)
+
+
+def judged_rows(tokens: pa.Table) -> list[dict[str, Any]]:
+    """Return the tokens with logits that can be judged: those of another depth cannot."""
+    measured = (row for row in tokens.to_pylist() if row["kl"] is not None)
+    return [row for row in measured if row["verdict"] != Verdict.NOT_COMPUTABLE]
 
 
 def judge_logits(
     tokens: pa.Table, levels: Mapping[int, int], limits: Limits
 ) -> tuple[Verdict, str, float, float] | None:
     """Return verdict, rule, value and limit of the worst sum over all tokens; None without any."""
-    compared = [row for row in tokens.to_pylist() if row["kl"] is not None]
+    compared = judged_rows(tokens)
     if not compared:
         return None
     level = max(max(levels.get(row["run"], 0), 0) for row in compared)

@@ -162,6 +162,6 @@ _MEANINGS: Final = {
     "or give --token.",
     "RevisionNotFoundError": "it has no revision {revision!r}.",
     "RemoteEntryNotFoundError": "a file that it lists is not there.",
-    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, so the hub is not asked.",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and not all of it is in the cache.",
     "HFValidationError": "that is no name of a repository.",
 }

@@ -1,10 +1,15 @@
 """What a repository holds at one commit, and whether a file here is the one there."""
 
 import hashlib
+import json
+import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hf_dumper.core.names import near
 from hf_dumper.errors import HubError
@@ -55,11 +60,15 @@ class Listing:
 
 
 def list_files(hub: Hub, repo: RepoName) -> Listing:
-    """Ask a hub what a repository holds.
+    """Ask a hub what a repository holds; under HF_HUB_OFFLINE what it held when last asked.
 
     Raises:
         HubError: one line that says why it does not tell, or a file that would leave any folder.
     """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return _remembered(repo)
 
     def asked() -> Listing:
         info: Any = hub.api.repo_info(repo.id, repo_type=repo.kind, revision=repo.revision)
@@ -69,7 +78,38 @@ def list_files(hub: Hub, repo: RepoName) -> Listing:
         found = [_file(entry) for entry in tree if hasattr(entry, "blob_id")]
         return Listing(info.sha, {file.path: file for file in found})
 
-    return hub.ask(repo, asked)
+    found = hub.ask(repo, asked)
+    _remember(repo, found)
+    return found
+
+
+def _memory(repo: RepoName) -> Path:
+    """Return where the listing of a revision is kept."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HOME).expanduser() / "hf_dumper" / "listings"
+    return folder / quote(f"{repo.kind}s/{repo.id}@{repo.revision}.json", safe="")
+
+
+def _remember(repo: RepoName, listing: Listing) -> None:
+    place = _memory(repo)
+    unfinished = place.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+    with suppress(OSError):  # a cache that cannot be written is none, and no harm
+        place.parent.mkdir(parents=True, exist_ok=True)
+        files = [asdict(file) for file in listing.files.values()]
+        unfinished.write_text(json.dumps({"commit": listing.commit, "files": files}))
+        unfinished.replace(place)
+
+
+def _remembered(repo: RepoName) -> Listing:
+    try:
+        held = json.loads(_memory(repo).read_text(encoding="utf-8"))
+        files = [RemoteFile(**file) for file in held["files"]]
+        return Listing(str(held["commit"]), {check_path(file.path): file for file in files})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{repo}: HF_HUB_OFFLINE is set, and what it holds is not known from before: unset it"
+        msg += " once, so that `hf-dumper download` or open_dump() can ask."
+        raise HubError(msg) from error
 
 
 def chosen(

@@ -93,7 +93,7 @@ def describe(files: ModelFiles) -> Description:
         architecture=_architecture(config),
         auto_map=maps,
         needs_remote_code=_needs_code(config),
-        quantisation=config.get("quantization_config"),
+        quantisation=_quantisation(config),
         weights=weights,
         tensors=tensors,
         missing=(*missing(files, weights, maps), *_not_in_index(weights, tensors, unread)),
@@ -107,13 +107,15 @@ _WITH_CODE: Final = ("tokenizer_config.json", "preprocessor_config.json", "proce
 def _needs_code(config: Mapping[str, Any]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return bool(config.get("auto_map")) and config.get("model_type") not in CONFIG_MAPPING_NAMES
+    return (
+        bool(config.get("auto_map")) and str(config.get("model_type")) not in CONFIG_MAPPING_NAMES
+    )
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     part = language_part(config)
     named = {
-        "class": next(iter(config.get("architectures") or ()), None),
+        "class": _class(config),
         "model_type": config.get("model_type"),
         "dtype": config.get("dtype") or config.get("torch_dtype") or part.get("dtype"),
     }
@@ -124,6 +126,16 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     tied = config.get("tie_word_embeddings", part.get("tie_word_embeddings"))
     found = named | sizes | {"tied_embeddings": tied}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    found = config.get("quantization_config")
+    return found if found is None or isinstance(found, Mapping) else {"quant_method": str(found)}
+
+
+def _class(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
 
 
 def _not_in_index(weights: WeightFiles, tensors: Header, unread: Mapping[str, str]) -> list[str]:

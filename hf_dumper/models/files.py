@@ -1,11 +1,11 @@
 """The files of a model, in a folder here or in a repository of the hub."""
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
+from hf_dumper.core.json_object import json_object
 from hf_dumper.errors import ModelError
 from hf_dumper.models.headers import Header, read_header, tensor_header
 
@@ -78,10 +78,20 @@ class HubFiles:
         return Path(self._api.hf_hub_download(self.name, name, revision=self.revision))
 
     def header(self, name: str) -> Header:
-        """Return the tensors of a safetensors file, of which the hub sends the beginning only."""
-        found = self._api.parse_safetensors_file_metadata(self.name, name, revision=self.revision)
-        entries = found.tensors.items()
-        return [tensor_header(n, t.dtype, t.shape, t.data_offsets, name) for n, t in entries]
+        """Return the tensors of a safetensors file, of which the hub sends the beginning only.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        from huggingface_hub.errors import SafetensorsParsingError
+
+        parse = self._api.parse_safetensors_file_metadata
+        try:
+            entries = parse(self.name, name, revision=self.revision).tensors.items()
+            return [tensor_header(n, t.dtype, t.shape, t.data_offsets, name) for n, t in entries]
+        except (SafetensorsParsingError, ValueError) as error:
+            msg = f"The header of {name} of {self.name!r} cannot be read: {error}."
+            raise ModelError(msg) from error
 
 
 def is_safe(name: str) -> bool:
@@ -99,11 +109,7 @@ def read_json(files: ModelFiles, name: str) -> dict[str, Any]:
     if name not in files.sizes:
         return {}
     try:
-        value = json.loads(files.path(name).read_text(encoding="utf-8"))
+        return json_object(files.path(name).read_bytes())
     except ValueError as error:
-        msg = f"{name} of {files.name!r} is no JSON: {error}."
+        msg = f"{name} of {files.name!r} {error}."
         raise ModelError(msg) from error
-    if not isinstance(value, dict):
-        msg = f"{name} of {files.name!r} holds {type(value).__name__}, not an object."
-        raise ModelError(msg)
-    return value

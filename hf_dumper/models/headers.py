@@ -35,6 +35,9 @@ _NAMES: Final = {
 }
 """What safetensors calls a type -> what torch calls it; others keep the name of safetensors."""
 
+_WIDTHS: Final = {code: getattr(torch, name).itemsize for code, name in _NAMES.items()}
+"""Bytes of an element; types that others may come with are not known here."""
+
 
 class TensorHeader(NamedTuple):
     """One tensor of a file.
@@ -64,10 +67,23 @@ Header = list[TensorHeader]
 def tensor_header(
     name: str, code: str, shape: Sequence[int], offsets: Sequence[int], file: str
 ) -> TensorHeader:
-    """Return what an entry of a safetensors header says."""
+    """Return what an entry of a safetensors header says.
+
+    Raises:
+        ValueError: it cannot be true.
+    """
     begin, end = offsets
+    whole = [*shape, begin, end]
+    if not isinstance(code, str) or any(type(n) is not int or n < 0 for n in whole):
+        msg = f"{name!r} has the type {code!r}, the shape {shape!r} and the place {offsets!r}"
+        raise ValueError(msg)
     dtype = _NAMES.get(code, code)
-    return TensorHeader(name, dtype, code, tuple(shape), begin, end, end - begin, file)
+    found = TensorHeader(name, dtype, code, tuple(shape), begin, end, end - begin, file)
+    width = _WIDTHS.get(code)
+    if width is not None and found.elements * width != found.nbytes:
+        msg = f"{name!r} has {found.nbytes:,} bytes for {found.elements:,} elements of {dtype}"
+        raise ValueError(msg)
+    return found
 
 
 def data_start(path: Path) -> int:
@@ -100,7 +116,7 @@ def read_header(path: Path) -> Header:
             tensor_header(name, e["dtype"], e["shape"], e["data_offsets"], path.name)
             for name, e in entries.items()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"The header of {str(path)!r} cannot be read: {error}."
         raise ModelError(msg) from error
     _check_length(path, start, found)

@@ -22,10 +22,14 @@ COUNTS: Final = (
     "num_decoder_layers",
     "n_layer",
     "n_layers",
+    "num_blocks",
     "encoder_layers",
     "decoder_layers",
 )
 """Names under which configurations count layers."""
+
+_LISTS: Final = ("layers_block_type",)
+"""Lists whose length is the number of layers where nothing counts them."""
 
 _PER_LAYER: Final = ("layer", "block", "types", "pattern")
 """Words in the names of lists that have an entry for each layer."""
@@ -37,6 +41,8 @@ _EACH: Final = (
     "num_kv_heads",
     "num_query_heads",
     "ffn_multipliers",
+    "attention_window",
+    "sparse_attention_freq",
 )
 """Sizes that have an entry for each layer when they are lists."""
 
@@ -45,11 +51,22 @@ _INDICES: Final = (
     "attn_layer_indices",
     "full_attn_idxs",
     "cross_attention_layers",
+    "moe_layers",
+    "hybrid_layer_ids",
 )
 """Lists of numbers of layers."""
 
+_FROM_ONE: Final = ("full_attn_layers", "kda_layers")
+"""Those that count from 1."""
+
+_INNER: Final = ("linear_attn_config", "sparse_attention_config")
+"""Parts of a configuration with lists of that kind, which count no layers."""
+
 _AT_MOST: Final = ("max_window_layers", "first_k_dense_replace")
 """Numbers of layers that cannot be more than there are."""
+
+_SHARED_LAST: Final = ("num_kv_shared_layers",)
+"""Numbers of layers at the end."""
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,12 +122,17 @@ def _cut_part(path: str, part: dict[str, Any], layers: int) -> Iterator[str]:
     for name, old in before.items():
         part[name] = layers
         yield f"{path}{name}: {old} to {layers}"
-    if before:
-        yield from _cut_lists(path, part, layers, set(before.values()))
+    lists = (part[name] for name in _LISTS if isinstance(part.get(name), list))
+    counts = {*before.values(), *(len(types) for types in lists if len(types) > layers)}
+    if counts:
+        yield from _cut_lists(path, part, layers, counts)
 
 
 def _cut_lists(path: str, part: dict[str, Any], layers: int, old: set[int]) -> Iterator[str]:
     for name, value in part.items():
+        if name in _INNER and isinstance(value, dict):
+            yield from _cut_lists(f"{path}{name}.", value, layers, old)
+            continue
         part[name] = _cut_value(name, value, layers, old)
         if part[name] != value:
             yield f"{path}{name}: cut to {layers} layers"
@@ -121,9 +143,79 @@ def _cut_lists(path: str, part: dict[str, Any], layers: int, old: set[int]) -> I
 def _cut_value(name: str, value: Any, layers: int, old: set[int]) -> Any:
     if name in _AT_MOST and isinstance(value, int):
         return min(value, layers)
+    if name in _SHARED_LAST and isinstance(value, int):
+        return max(0, value - (max(old) - layers))
+    if name == "per_layer_config" and isinstance(value, dict):
+        return {i: each for i, each in value.items() if int(i) < layers}
+    if name == "attention_types" and isinstance(value, list):
+        return _first_of_runs(value, layers)
+    if isinstance(value, str):
+        return value[:layers] if "pattern" in name and len(value) in old else value
     if not isinstance(value, list):
         return value
-    if name in _INDICES:
-        return [i for i in value if i < layers]
-    is_per_layer = name in _EACH or any(word in name for word in _PER_LAYER)
-    return value[:layers] if is_per_layer and len(value) in old else value
+    if name in (*_INDICES, *_FROM_ONE):
+        return [i for i in value if i < layers + (name in _FROM_ONE)]
+    return value[:layers] if is_per_layer(name) and len(value) in old else value
+
+
+def is_per_layer(name: str) -> bool:
+    """Tell by its name whether a list has an entry for each layer, if it is as long."""
+    return name in _EACH or any(word in name for word in _PER_LAYER)
+
+
+def _first_of_runs(runs: list[Any], layers: int) -> list[Any]:
+    """Cut GPT-Neo's `[[kinds, times], ...]` to the first layers."""
+    kinds = [kind for names, times in runs for kind in names * times]
+    return [[[kind], 1] for kind in kinds[:layers]]
+
+
+def settled(
+    config: Mapping[str, Any], cut: Mapping[str, Any], whole: Mapping[str, Any], layers: int
+) -> dict[str, Any]:
+    """Return a cut configuration that says for each layer what the whole one says.
+
+    Where config.json leaves out what each layer is, its class takes defaults that may depend on the
+    number of layers; then they are written down.
+
+    Args:
+        config: What is to be in config.json.
+        cut: What the configuration's class makes of it.
+        whole: What it makes of the whole model's.
+        layers: How many layers are kept.
+    """
+    found = dict(config)
+    for name, value in whole.items():
+        inner = config.get(name), cut.get(name)
+        if name in PARTS and all(isinstance(v, Mapping) for v in (value, *inner)):
+            found[name] = settled(inner[0], inner[1], value, layers)  # type: ignore[arg-type]
+    for name, value, _ in _changed(cut, whole, layers):
+        if config.get(name) is None:
+            found[name] = value
+    return found
+
+
+def check_settled(cut: Mapping[str, Any], whole: Mapping[str, Any], layers: int) -> None:
+    """Make sure that each layer is what it is in the whole model.
+
+    Raises:
+        ModelError: the configuration's class does not take the first layers as they are.
+    """
+    for name, wanted, got in _changed(cut, whole, layers):
+        msg = f"{name} of the first {layers} layers is {wanted}, and with {layers} layers the model"
+        msg += f" would have {got}: keep another number of layers."
+        raise ModelError(msg)
+    for name in PARTS:
+        if isinstance(whole.get(name), Mapping) and isinstance(cut.get(name), Mapping):
+            check_settled(cut[name], whole[name], layers)
+
+
+def _changed(
+    cut: Mapping[str, Any], whole: Mapping[str, Any], layers: int
+) -> Iterator[tuple[str, list[Any], Any]]:
+    """Yield the lists with entries for each layer that do not begin as the whole one's."""
+    counts = {whole[n] for n in COUNTS if type(whole.get(n)) is int and whole[n] > layers}
+    for name, value in whole.items():
+        if isinstance(value, list | tuple) and len(value) in counts and is_per_layer(name):
+            wanted, got = list(value[:layers]), cut.get(name)
+            if isinstance(got, list | tuple) and list(got) != wanted:
+                yield name, wanted, list(got)

@@ -102,11 +102,12 @@ def auto_maps(*configs: Mapping[str, Any]) -> dict[str, str]:
     """Return purpose -> "module.Class" of the auto_map of each; of two tokenizers one."""
     found: dict[str, str] = {}
     for config in configs:
-        for purpose, where in (config.get("auto_map") or {}).items():
+        maps = config.get("auto_map")
+        for purpose, where in maps.items() if isinstance(maps, Mapping) else ():
             names = where if isinstance(where, list | tuple) else [where]
             first = next((name for name in names if name), None)
-            if first is not None:
-                found[purpose] = str(first)
+            if isinstance(first, str) and "." in first:
+                found[purpose] = first
     return found
 
 
@@ -121,6 +122,8 @@ def missing(files: ModelFiles, weights: WeightFiles, maps: Mapping[str, str]) ->
 
 
 def _missing_weights(files: ModelFiles, weights: WeightFiles) -> Iterator[str]:
+    if weights.format and not weights.shards:
+        yield f"weights: {weights.index} names no tensor"
     if not weights.format:
         yield "weights: no model.safetensors or pytorch_model.bin, and no index of shards"
     for shard in weights.shards:

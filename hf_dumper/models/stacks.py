@@ -2,28 +2,51 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from torch import nn
 
 from hf_dumper.errors import ModelError
+from hf_dumper.models.layers import COUNTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_OF_ALL_LAYERS: Final = {
+    "embed_tokens_per_layer.weight": 1,
+    "per_layer_model_projection.weight": 0,
+}
+"""Tensors with a part for each layer, one after the other -> along which axis (Gemma 3n, 4)."""
+
+_HARMLESS: Final = (*COUNTS, "store_full_length_kv")
+"""Attributes of a layer that later layers alone look at."""
+
+_PLAIN: Final = (bool, int, float, str, type(None))
+
+
+class Narrowed(NamedTuple):
+    """A tensor of which only the beginning is kept: its whole shape, and how much of which axis."""
+
+    whole: tuple[int, ...]
+    axis: int
+    size: int
 
 
 def shortened(whole: nn.Module, cut: nn.Module) -> dict[str, int]:
     """Return the lists of layers that are shorter in `cut`, by name, and their length there.
 
     Raises:
-        ModelError: there is none, or a tensor outside of them depends on the number of layers.
+        ModelError: there is none, or a kept layer is another than it is in `whole`.
     """
     lengths, kept = _lists(whole), _lists(cut)
     found = {name: n for name, n in kept.items() if n < lengths.get(name, 0)}
     if not found:
         msg = f"{type(whole).__name__} has no list of layers that the configuration shortens."
         raise ModelError(msg)
-    _check_shapes(whole, cut)
+    for name, count in found.items():
+        for i in range(count):
+            _check_layer(f"{name}.{i}", whole, cut)
     return found
 
 
@@ -32,14 +55,49 @@ def _lists(model: nn.Module) -> dict[str, int]:
     return {name: len(module) for name, module in lists}
 
 
-def _check_shapes(whole: nn.Module, cut: nn.Module) -> None:
-    shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+def _check_layer(place: str, whole: nn.Module, cut: nn.Module) -> None:
+    """Make sure that a layer is made in the same way, whatever the number of layers."""
+    before = dict(whole.get_submodule(place).named_modules())
+    for name, module in cut.get_submodule(place).named_modules():
+        path = f"{place}.{name}" if name else place
+        if type(before.get(name)) is not type(module):
+            msg = f"{path} is {type(module).__name__} with fewer layers, and another in the model."
+            raise ModelError(msg)
+        had = vars(before[name])
+        for key, value in vars(module).items():
+            if isinstance(value, _PLAIN) and key not in _HARMLESS and had.get(key) != value:
+                msg = f"{path}.{key} is {value!r} with fewer layers, and {had.get(key)!r} in the "
+                raise ModelError(msg + "model: the layer would compute something else.")
+
+
+def narrowed(whole: nn.Module, cut: nn.Module) -> dict[str, Narrowed]:
+    """Return the tensors of `cut` that are the beginning of those in `whole`, by name.
+
+    Raises:
+        ModelError: another tensor depends on the number of layers.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
+    found = {}
     for name, tensor in cut.state_dict().items():
-        if shapes.get(name) != tensor.shape:
-            before = tuple(shapes[name]) if name in shapes else "nothing"
-            msg = f"{name} is {tuple(tensor.shape)} with fewer layers, and {before} in the model: "
+        shape, axis = tuple(tensor.shape), _axis(name)
+        if shapes.get(name) == shape:
+            continue
+        if axis is not None and _without(shapes.get(name, ()), axis) == _without(shape, axis):
+            found[name] = Narrowed(shapes[name], axis, shape[axis])
+        else:
+            before = shapes.get(name, "nothing")
+            msg = f"{name} is {shape} with fewer layers, and {before} in the model: "
             msg += "cutting layers would not be enough, so it is not done."
             raise ModelError(msg)
+    return found
+
+
+def _axis(name: str) -> int | None:
+    return next((axis for end, axis in _OF_ALL_LAYERS.items() if name.endswith(end)), None)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def is_beyond(target: str, stacks: Mapping[str, int], base: str) -> bool:

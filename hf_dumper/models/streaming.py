@@ -1,6 +1,7 @@
 """Tensors from one file of weights into another, a piece at a time."""
 
 import json
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,15 +27,22 @@ class Source(NamedTuple):
     pieces: Callable[[], Iterator[bytes | memoryview]]
 
 
-def write_safetensors(path: Path, tensors: Sequence[Source]) -> None:
-    """Write a file of these tensors in this order; no more than a piece is held at a time."""
+ALIGNED: Final = 64
+"""Bytes within which a tensor keeps its place, since the last bits of some kernels depend on it."""
+
+
+def write_safetensors(path: Path, tensors: Sequence[Source], place: int = 0) -> None:
+    """Write a file of these tensors in this order; no more than a piece is held at a time.
+
+    Data begin at a byte that is `place` modulo `ALIGNED`.
+    """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for t in tensors:
         begin, end = end, end + t.nbytes
         entries[t.name] = {"dtype": t.code, "shape": list(t.shape), "data_offsets": [begin, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
-    header = header.ljust(-(-len(header) // 8) * 8)
+    header += b" " * ((place - 8 - len(header)) % ALIGNED)
     with path.open("xb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for tensor in tensors:
@@ -68,6 +76,33 @@ def _range(path: Path, begin: int, nbytes: int) -> Callable[[], Iterator[bytes]]
                 yield piece
 
     return pieces
+
+
+def beginning(source: Source, whole: Sequence[int], axis: int, size: int) -> Source:
+    """Return a tensor with the first `size` of an axis only; the rest is passed over.
+
+    Raises:
+        ModelError: the tensor has not the shape `whole`, so that its bytes mean something else.
+    """
+    if tuple(source.shape) != tuple(whole):
+        msg = f"{source.name} is {tuple(source.shape)}, not {tuple(whole)}, so it cannot be cut."
+        raise ModelError(msg)
+    shape = [*whole[:axis], size, *whole[axis + 1 :]]
+    row = source.nbytes // math.prod(whole[:axis])
+    kept = row * size // whole[axis]
+
+    def pieces() -> Iterator[memoryview]:
+        column = 0
+        for read in source.pieces():
+            piece, done = memoryview(read), 0
+            while done < len(piece):
+                end = kept if column < kept else row
+                taken = min(end - column, len(piece) - done)
+                if column < kept:
+                    yield piece[done : done + taken]
+                done, column = done + taken, (column + taken) % row
+
+    return Source(source.name, source.code, shape, kept * math.prod(whole[:axis]), pieces)
 
 
 def from_bin(path: Path, wanted: Callable[[str], bool]) -> list[Source]:

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hf_dumper.errors import ConfigError, ModelError
 from hf_dumper.models.files import ModelFiles, is_safe, read_json
-from hf_dumper.models.layers import cut_config
+from hf_dumper.models.headers import data_start
+from hf_dumper.models.layers import check_settled, cut_config, settled
 from hf_dumper.models.roles import file_roles
-from hf_dumper.models.stacks import is_beyond, shortened, targets
-from hf_dumper.models.streaming import Source, from_bin, from_safetensors, write_safetensors
+from hf_dumper.models.stacks import Narrowed, is_beyond, narrowed, shortened, targets
+from hf_dumper.models.streaming import (
+    Source,
+    beginning,
+    from_bin,
+    from_safetensors,
+    write_safetensors,
+)
 from hf_dumper.models.weights import WeightFiles, weight_files
 
 if TYPE_CHECKING:
@@ -74,16 +81,18 @@ def truncate(files: ModelFiles, out: Path, layers: int, empty: "Empty") -> Trunc
         raise ConfigError(msg)
     with _appearing(out) as folder:
         whole = empty(files.name)
-        config = read_json(files, "config.json")
-        changed, changes = cut_config(config, layers, whole.config.to_dict())
-        _write_json(folder / "config.json", changed)
         weights = weight_files(files)
         not_copied = _copy_others(files, weights, folder)
-        cut = empty(str(folder))
+        config = read_json(files, "config.json")
+        changed, changes = cut_config(config, layers, whole.config.to_dict())
+        cut = _cut_model(changed, whole, layers, folder, empty)
         stacks = shortened(whole, cut)
         names = _names(files, weights)
-        kept = _kept(whole, cut, stacks, names)
-        shards, total = _write_shards(files, weights, kept, folder)
+        known = targets(whole, names)
+        kept = _kept(whole, cut, stacks, names, known)
+        parts = narrowed(whole, cut)
+        cuts = {name: parts[known[name]] for name in kept if known[name] in parts}
+        shards, total = _write_shards(files, weights, kept, cuts, folder)
     left = len(names) - len(kept)
     where = tuple(changes), stacks, len(kept), left, total, tuple(shards), tuple(not_copied)
     return Truncated(out, *where)
@@ -101,6 +110,29 @@ def _appearing(out: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         folder.replace(out)
+
+
+def _cut_model(
+    config: dict[str, Any], whole: "PreTrainedModel", layers: int, folder: Path, empty: "Empty"
+) -> "PreTrainedModel":
+    """Write the configuration and return its model, whose layers are those of the whole one."""
+
+    def made() -> "PreTrainedModel":
+        _write_json(folder / "config.json", config)
+        try:
+            return empty(str(folder))
+        except Exception as error:  # configurations check themselves, each in its way
+            told = " ".join(str(error).split())[:200].replace(str(folder), "config.json")
+            msg = f"transformers makes no model of the first {layers} layers: {told.rstrip('.')}. "
+            msg += "Keep another number of them."
+            raise ModelError(msg) from error
+
+    cut, full = made(), whole.config.to_dict()
+    config, before = settled(config, cut.config.to_dict(), full, layers), config
+    if config != before:
+        cut = made()
+    check_settled(cut.config.to_dict(), full, layers)
+    return cut
 
 
 def _copy_others(files: ModelFiles, weights: WeightFiles, folder: Path) -> list[str]:
@@ -138,13 +170,13 @@ def _kept(
     cut: "PreTrainedModel",
     stacks: Mapping[str, int],
     names: Mapping[str, str],
+    known: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the tensors that the cut model has, and the shard of each.
 
     Raises:
         ModelError: a layer would have no weights, or none would be left out.
     """
-    known = targets(whole, names)
     base = whole.base_model_prefix
     kept = {n: s for n, s in names.items() if not is_beyond(known[n], stacks, base)}
     if len(kept) == len(names):
@@ -160,7 +192,11 @@ def _kept(
 
 
 def _write_shards(
-    files: ModelFiles, weights: WeightFiles, kept: Mapping[str, str], folder: Path
+    files: ModelFiles,
+    weights: WeightFiles,
+    kept: Mapping[str, str],
+    cuts: Mapping[str, Narrowed],
+    folder: Path,
 ) -> tuple[list[str], int]:
     """Write the kept tensors, shard by shard as they lie; return the files and all bytes."""
     needed = sorted(set(kept.values()))
@@ -171,7 +207,9 @@ def _write_shards(
         wanted = {name for name, shard in kept.items() if shard == old}
         found = _SOURCES[weights.format](files.path(old), wanted.__contains__)
         _check_found(old, wanted, found)
-        write_safetensors(folder / new, found)
+        found = [beginning(s, *cuts[s.name]) if s.name in cuts else s for s in found]
+        place = data_start(files.path(old)) if weights.format == "safetensors" else 0
+        write_safetensors(folder / new, found, place)
         places |= dict.fromkeys((source.name for source in found), new)
         total += sum(source.nbytes for source in found)
     if len(shards) > 1:

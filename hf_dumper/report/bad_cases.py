@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hf_dumper.core.verdicts import Verdict
 from hf_dumper.report.numbers import NOTHING, number, plural
 from hf_dumper.report.overview import printable
 from hf_dumper.report.texts import quoted
@@ -81,8 +82,8 @@ def _table(*heads: str) -> Table:
 
 
 def _why(row: Mapping[str, Any]) -> str:
-    """Return the verdict of the token; the reason only where there is none that differs."""
-    if row["token"] is not None:
+    """Return the verdict of the token; the reason only where there is no token, or no verdict."""
+    if row["token"] is not None and row["verdict"] != Verdict.NOT_COMPUTABLE:
         return str(row["verdict"] or row["status"])
     return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
 

@@ -1,5 +1,6 @@
 """The card of a dump on a hub: what people read, and what tells `datasets` where the tables are."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ def _facts(reader: DumpReader) -> list[str]:
     count = plural(sum(table.num_rows for table in rows), "record")
     dtype = str(identity.get("dtype")).removeprefix("torch.")
     facts = {
-        "model": reader.manifest.get("model") or "not named",
+        "model": _public(str(reader.manifest.get("model") or "not named")),
         "weights hash": identity.get("weights_hash") or "not hashed",
         "dtype": dtype,
         "attention": identity.get("attn_implementation") or "not named",
@@ -88,6 +89,12 @@ def _usage(repo: RepoName) -> list[str]:
 
 def _model(manifest: Mapping[str, Any]) -> str:
     return _plain(str((manifest.get("identity") or {}).get("class") or "a model"))
+
+
+def _public(name: str) -> str:
+    """Return a model's name; of a folder of this machine the last part, since others read it."""
+    is_folder = name.startswith(("/", "~", ".", "\\")) or name[1:2] == ":" or "\\" in name
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] if is_folder else name
 
 
 def _plain(text: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from hf_dumper.core.verdicts import Comparison
+from hf_dumper.errors import HFDumperError
 from hf_dumper.report.numbers import number
+from hf_dumper.store import open_dump
 from hf_dumper.store.kept import tokenizer_folder
 
 logger = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ def with_texts(comparison: Comparison) -> Comparison:
     Without a tokenizer beside one of the dumps, the golden's first, nothing is changed.
     """
     tokens = comparison.tokens
-    folders = (tokenizer_folder(Path(p)) for p in (comparison.golden, comparison.candidate))
+    folders = map(_tokenizer, (comparison.golden, comparison.candidate))
     folder = next(filter(None, folders), None)
     if folder is None or not tokens.num_rows:
         return comparison
@@ -35,6 +37,18 @@ def with_texts(comparison: Comparison) -> Comparison:
         place = tokens.column_names.index(f"{side}_text")
         tokens = tokens.set_column(place, f"{side}_text", pa.array(filled, pa.utf8()))
     return replace(comparison, tokens=tokens)
+
+
+def _tokenizer(dump: str) -> Path | None:
+    """Return the folder of the tokenizer that a dump keeps, here or on a hub, None without one."""
+    if not dump.startswith("hf:/"):
+        return tokenizer_folder(Path(dump))
+    try:
+        with open_dump(dump) as reader:
+            return tokenizer_folder(reader.path)
+    except HFDumperError as error:
+        logger.warning("%s cannot be asked for its tokenizer; tokens have no text: %s", dump, error)
+        return None
 
 
 def texts_of(folder: Path, ids: Iterable[int]) -> dict[int, str]:

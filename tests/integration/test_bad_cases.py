@@ -130,6 +130,26 @@ def test_a_candidate_that_followed_tells_its_first_choice(results, other, place,
         ]
 
 
+@pytest.mark.parametrize("shallow", ["golden", "candidate"])
+def test_a_model_with_fewer_layers_has_its_first_differing_token(
+    results, place, cli, tiny_llama, shallow
+):
+    save_model(tiny_llama(seed=1, num_hidden_layers=1), place / "other")
+    names = ("other", "tiny") if shallow == "golden" else ("tiny", "other")
+    sides = "--golden-model", names[0], "--candidate-model", names[1], "--dump", "out"
+    assert cli(*bad_cases(*sides))[1].count("others by nature") == 2
+    told = json.loads(cli(*_again("--json"))[1])["cases"]
+    models = {"tiny": tiny_llama(), "other": tiny_llama(seed=1, num_hidden_layers=1)}
+    for case in told:
+        ids = [answer(models[name], PROMPTS[case["id"]]) for name in names]
+        token = next(t for t in range(TOKENS) if ids[0][t] != ids[1][t])
+        assert (case["status"], case["token"]) == ("tokens differ", token)
+        assert (case["golden_id"], case["candidate_id"]) == (ids[0][token], ids[1][token])
+        assert (case["verdict"], case["kl"] > 0) == ("not computable", True)
+    judged = json.loads(cli("judge", "out/comparison", "--json")[1])["tokens"]
+    assert {row["verdict"] for row in judged} == {"not computable"}
+
+
 def test_the_same_model_differs_in_no_token(results, place, cli):
     sides = "--golden-model", "tiny", "--candidate-model", "tiny", "--dump", "out", "--json"
     status, out, _ = cli(*bad_cases(*sides))

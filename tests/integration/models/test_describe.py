@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_dumper import DEMO_MODEL
+from hf_dumper.errors import ModelError
 from hf_dumper.models.describe import describe
 from hf_dumper.models.files import FolderFiles
 from tests.integration.models.conftest import COMMIT
@@ -125,6 +126,72 @@ def test_bin_shards_of_the_old_format_are_told_as_not_read(folder):
     found = describe(FolderFiles(folder))
     assert all("before torch 1.6" in why for why in found.unread.values())
     assert len(found.unread) == 2
+
+
+def with_header(folder, entry):
+    head = json.dumps({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} | entry})
+    data = len(head).to_bytes(8, "little") + head.encode()
+    (folder / "model.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [-4, 2]},
+        {"shape": [1 << 40]},
+        {"shape": [1.5]},
+        {"shape": "ab"},
+        {"dtype": 3},
+        {"data_offsets": [0, 1 << 42]},
+        {"data_offsets": [0, 0, 0]},
+    ],
+)
+def test_a_header_that_cannot_be_true_is_refused(folder, entry):
+    with_header(folder, entry)
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        describe(FolderFiles(folder))
+
+
+@pytest.mark.parametrize("data", [(1 << 60).to_bytes(8, "little"), b"abc", b""])
+def test_a_header_of_an_impossible_length_is_refused(folder, data):
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelError, match="is no whole safetensors file"):
+        describe(FolderFiles(folder))
+
+
+def test_a_header_nested_too_deep_is_refused(folder):
+    data = (200_000).to_bytes(8, "little") + b"[" * 200_000
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelError, match="cannot be read"):
+        describe(FolderFiles(folder))
+
+
+@pytest.mark.parametrize("maps", [["a"], {"AutoModel": 3}, {"AutoModel": [None, None]}, "x"])
+def test_an_auto_map_that_names_nothing_is_none(folder, maps):
+    change(folder, auto_map=maps, model_type=["x"], architectures="Llama")
+    found = describe(FolderFiles(folder))
+    assert found.auto_map == {}
+    assert "class" not in found.architecture
+
+
+def test_code_in_another_repository_is_not_missing_here(folder):
+    maps = {"AutoModel": "org/repo--modeling.Own"}
+    change(folder, model_type="own", auto_map=maps)
+    found = describe(FolderFiles(folder))
+    assert (found.auto_map, found.needs_remote_code, found.missing) == (maps, True, ())
+
+
+def test_an_index_that_names_nothing_is_told(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert "weights: model.safetensors.index.json names no tensor" in (
+        describe(FolderFiles(folder)).missing
+    )
+
+
+def test_a_quantisation_without_fields_is_named(cli, folder):
+    change(folder, quantization_config="int4")
+    assert "quantised   int4" in cli("describe", folder)[1]
 
 
 def test_command_as_json(cli):

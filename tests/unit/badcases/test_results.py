@@ -27,13 +27,13 @@ def row(name, passed, prompt="p", **more):
     return {"id": name, "prompt": prompt, "answer": "a", "passed": passed, **more}
 
 
-@pytest.mark.parametrize("word", ["true", "True", "TRUE", "1", "yes", "YES"])
+@pytest.mark.parametrize("word", ["true", "True", "TRUE", "1", "yes", "YES", "Pass", "passed"])
 def test_passed_is_read_in_any_case(write, word):
     rows = read_results(write("r.csv", f"x,p,a,{word}")).rows
     assert rows["x"].passed is True
 
 
-@pytest.mark.parametrize("word", ["false", "False", "0", "no", "No"])
+@pytest.mark.parametrize("word", ["false", "False", "0", "no", "No", "FAIL", "failed"])
 def test_not_passed_is_read_in_any_case(write, word):
     assert read_results(write("r.csv", f"x,p,a,{word}")).rows["x"].passed is False
 
@@ -43,7 +43,7 @@ def test_passed_of_json_may_have_any_of_the_types(write, value, meant):
     assert read_results(write("r.jsonl", row("x", value))).rows["x"].passed is meant
 
 
-@pytest.mark.parametrize("word", ["", "maybe", "2", "t", "pass"])
+@pytest.mark.parametrize("word", ["", "maybe", "2", "t", "passes"])
 def test_any_other_word_is_an_error_that_names_the_row(write, word):
     path = write("r.csv", "x,p,a,yes", f"y,p,a,{word}")
     with pytest.raises(PromptError, match=f"Row 1 of .*{word!r} in column 'passed'"):
@@ -130,3 +130,16 @@ def test_files_without_a_common_id_are_an_error(write):
     sides = write("g.jsonl", row("a", True)), write("c.jsonl", row("b", True))
     with pytest.raises(PromptError, match="No id of"):
         find_cases(*map(read_results, sides))
+
+
+def test_a_byte_order_mark_and_line_breaks_inside_of_a_cell_are_read(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_bytes(b'\xef\xbb\xbfid,prompt,answer,passed\r\n007,"a\nb, ""q""",NA,true\r\n')
+    (found,) = read_results(path).rows.values()
+    assert (found.id, found.prompt.text, found.answer) == ("007", 'a\nb, "q"', "NA")
+
+
+def test_two_columns_of_one_name_are_an_error(tmp_path):
+    (tmp_path / "r.csv").write_text("id,prompt,answer,passed,passed\n1,p,a,yes,no\n")
+    with pytest.raises(PromptError, match="several columns named 'passed'"):
+        read_results(tmp_path / "r.csv")

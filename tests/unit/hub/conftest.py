@@ -11,13 +11,13 @@ from tests.hub_server import HubServer
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, tmp_path_factory, monkeypatch):
     """Let the hub's client have a network and an empty cache."""
     constants = huggingface_hub.constants
     folder = tmp_path / "cache"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
     return folder
 
 

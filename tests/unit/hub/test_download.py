@@ -235,9 +235,27 @@ def test_what_is_not_there_is_one_line(hub, name, why):
 
 def test_offline_is_said(hub, monkeypatch, waits):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set") as caught:
         download(hub, REPO)
+    assert "\n" not in str(caught.value)
     assert waits == []
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_offline_what_is_here_is_enough_and_is_checked(server, hub, monkeypatch, tmp_path, local):
+    server.add("you/model", {"config.json": b"{}", "model.safetensors": b"abc"})
+    folder = tmp_path / "here" if local else None
+    first = download(hub, REPO, folder=folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    server.asked.clear()
+    again = download(hub, REPO, folder=folder)
+    assert (again.folder, again.files, again.fetched) == (first.folder, 2, 0)
+    (again.folder / "model.safetensors").unlink()
+    if not local:
+        shutil.rmtree(first.folder.parent.parent / "blobs")
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set, and not all of it is in the cache"):
+        download(hub, REPO, folder=folder)
+    assert server.asked == []
 
 
 def test_a_disk_without_room_is_said_before_anything_is_fetched(server, hub, monkeypatch):

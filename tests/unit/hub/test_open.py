@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from hf_dumper import compare, open_dump
+from hf_dumper import DumpConfig, compare, open_dump, register_hook
 from hf_dumper.errors import ConfigError, DumpFormatError, DumpNotFoundError, HubError
+from hf_dumper.report.texts import with_texts
 from hf_dumper.store import NativeReader, remote
 from hf_dumper.store.remote import HubReader
+from tests.commands import save_model
 
 URL = "hf://datasets/you/dump"
 
@@ -97,6 +99,42 @@ def test_a_dump_on_a_hub_can_be_compared(dump, pushed):
     result = compare(URL, dump)
     assert result.passed
     assert result.coverage
+    assert (result.golden, result.candidate) == (URL, str(dump))
+
+
+def test_a_divergence_is_shown_by_the_name_on_the_hub(dump, pushed, tmp_path, tiny_llama):
+    other = tmp_path / "other"
+    model = tiny_llama(seed=1)
+    with register_hook(model, DumpConfig(other, "all")):
+        model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False)
+    result = compare(URL, other)
+    assert result.golden == URL
+    snippet = result.divergence.snippet
+    assert not snippet or f"open_dump({URL!r})" in snippet
+
+
+def test_texts_of_tokens_come_from_the_tokenizer_on_the_hub(
+    dump, pushed, server, tmp_path, tiny_llama
+):
+    save_model(tiny_llama(), tmp_path / "m")
+    found = (tmp_path / "m").glob("tokenizer*.json")
+    files = {f"tokenizer/{p.name}": p.read_bytes() for p in found}
+    server.add("you/dump", pushed | files, kind="dataset")
+    texts = with_texts(compare(URL, dump)).tokens.column("golden_text").to_pylist()
+    assert len(texts) == 4
+    assert None not in texts
+
+
+def test_what_was_read_before_is_read_offline(pushed, server, monkeypatch):
+    with open_dump(URL) as there:
+        first = there.load("model.layers.0.mlp", run=0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    server.asked.clear()
+    with open_dump(URL) as there:
+        assert torch.equal(there.load("model.layers.0.mlp", run=0), first)
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE is set, and not all of it is in the"):
+            there.load("model.layers.0.mlp", run=1)
+    assert server.asked == []
 
 
 @pytest.mark.parametrize(

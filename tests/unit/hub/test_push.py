@@ -52,6 +52,25 @@ def test_every_file_is_pushed_in_one_commit_with_a_card(dump, server, mine):
     assert "2 runs, " in card
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("/home/me/secret/llama/", "llama"),
+        ("~/x/llama", "llama"),
+        ("C:\\Users\\me\\llama", "llama"),
+        ("meta/llama", "meta/llama"),
+    ],
+)
+def test_the_card_names_no_folder_of_the_machine(dump, server, mine, model, told):
+    path = dump / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": model}))
+    push_dump(dump, REPO, mine)
+    card = there(server)["README.md"].decode()
+    assert f"- model: {told}\n" in card
+    assert "secret" not in card
+    assert "Users" not in card
+
+
 @pytest.mark.parametrize(("mode", "verified"), [(0, True), (2, True), (1, False)])
 def test_what_could_not_be_verified_is_said(tmp_path, tiny_llama, mine, mode, verified):
     """Statistics alone have no bytes to hash."""
