@@ -12,6 +12,7 @@ from xxhash import xxh3_64_hexdigest
 
 from hf_dumper.capture.seeding import determinism_facts
 from hf_dumper.core.digests import json_digest
+from hf_dumper.core.shims import shims_of
 
 _PACKAGES = (
     "hf_dumper",
@@ -46,6 +47,7 @@ def describe_model(model: torch.nn.Module, options: dict[str, Any]) -> dict[str,
         },
         "model": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "config": config,
+        "shims": shims_of(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": weights,
         "seed": options["seed"],
