@@ -1,5 +1,6 @@
 """The drop-in: load a model as an Auto class does, with a dump session on it."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from os import PathLike
@@ -19,6 +20,7 @@ from transformers import (
     initialization,
 )
 from transformers.models.auto import modeling_auto
+from transformers.utils import find_adapter_config_file
 
 from hf_dumper.capture.facts import Tokenizer
 from hf_dumper.config import DumpConfig
@@ -171,10 +173,22 @@ def read_config(name_or_path: str | PathLike[str], options: Mapping[str, Any]) -
     hub = {"trust_remote_code": False} | hub
     try:
         return AutoConfig.from_pretrained(config or name_or_path, **hub)  # type: ignore[no-any-return]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         if not hub["trust_remote_code"] and "trust_remote_code" in str(error):
             raise ModelError(_untrusted(config or name_or_path, hub)) from error
-        raise
+        base = _base_of_adapter(name_or_path, hub)
+        if base is None:
+            raise
+        return read_config(base, {"trust_remote_code": hub["trust_remote_code"]})
+
+
+def _base_of_adapter(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> str | None:
+    """Return the model that an adapter is for, None where there is no adapter."""
+    kept = {k: v for k, v in hub.items() if k != "trust_remote_code"}
+    found = find_adapter_config_file(str(name_or_path), **kept)
+    facts = {} if found is None else json.loads(Path(found).read_text("utf-8"))
+    base = facts.get("base_model_name_or_path")
+    return None if base is None else str(base)
 
 
 def _untrusted(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> str:

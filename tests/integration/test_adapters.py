@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForCausalLM
 
-from hf_dumper import DumpConfig, compare, open_dump, register_hook
+from hf_dumper import DumpConfig, DumpingModel, compare, open_dump, register_hook
 from hf_dumper.diagnose.rerun import rerun
 from hf_dumper.errors import DumpIdentityError
 
@@ -184,6 +185,22 @@ def test_other_weights_outside_of_adapters_are_told(lora, tmp_path):
     dumped(model, tmp_path / "candidate")
     found = compare(tmp_path / "golden", tmp_path / "candidate")
     assert [f.subject for f in found.inputs] == ["weight model.layers.0.mlp.up_proj.weight"]
+
+
+def test_the_folder_of_an_adapter_loads_with_its_base(lora, tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(tmp_path / "base"),
+        LoraConfig(**config, init_lora_weights=False, task_type="CAUSAL_LM"),
+    ).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    config = DumpConfig(tmp_path / "dump", "all")
+    loaded = DumpingModel.from_pretrained(tmp_path / "adapter", dump_config=config)
+    assert torch.equal(generated(loaded), generated(model))
+    loaded.dump.close()
+    adapters = open_dump(tmp_path / "dump").manifest["identity"]["adapters"]
+    assert (adapters["active"], adapters["modules"]) == (["default"], NAMES)
 
 
 def test_run_again_it_gives_the_same_bits(lora, tmp_path):
