@@ -1,6 +1,7 @@
 """The drop-in: load a model as an Auto class does, with a dump session on it."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
@@ -19,10 +20,12 @@ from transformers import (
     initialization,
 )
 from transformers.models.auto import modeling_auto
+from transformers.utils import find_adapter_config_file
 
 from hf_dumper.capture.facts import Tokenizer
 from hf_dumper.config import DumpConfig
-from hf_dumper.errors import ConfigError
+from hf_dumper.errors import ConfigError, ModelError
+from hf_dumper.models.shims import shimmed
 from hf_dumper.session import DumpSession
 
 DEMO_MODEL = str(Path(__file__).parent / "assets" / "demo_model")
@@ -73,16 +76,35 @@ class DumpingModel:
                 sequence, else base model: the first one that knows the model's configuration.
             tokenizer: Kept with the dump, and used for the text of prompts and answers.
             **auto_model_kwargs: What `auto_class.from_pretrained` takes: dtype, device_map,
-                attn_implementation, revision, config, num_hidden_layers and so on.
+                attn_implementation, revision, config, num_hidden_layers and so on. Code of a
+                repository runs only with `trust_remote_code=True`.
 
         Raises:
             ConfigError: `dump_config` is not a DumpConfig.
+            ModelError: the model has code of its own, which is not trusted.
         """
         config = DumpConfig() if dump_config is None else _checked(dump_config)
-        loader = auto_class or pick_auto_class(name_or_path, auto_model_kwargs)
-        model = loader.from_pretrained(name_or_path, **auto_model_kwargs)
+        model = load(name_or_path, auto_class, **auto_model_kwargs)
         DumpSession(model, config, tokenizer=tokenizer)
-        return model  # type: ignore[no-any-return]
+        return model
+
+
+def load(
+    name_or_path: str | PathLike[str], auto_class: type[Any] | None = None, **options: Any
+) -> PreTrainedModel:
+    """Return a model without a session; code of its own gets the shims that it needs.
+
+    Raises:
+        ModelError: the model has code of its own, which is not trusted.
+    """
+    if auto_class is not None and not hasattr(auto_class, "_model_mapping"):
+        return auto_class.from_pretrained(name_or_path, **options)  # type: ignore[no-any-return]
+    config = read_config(name_or_path, options)
+    loader = auto_class or pick_auto_class(name_or_path, {**options, "config": config})
+    with shimmed(config) as finish:
+        model = loader.from_pretrained(name_or_path, **{"trust_remote_code": False} | options)
+        finish(model)
+    return model  # type: ignore[no-any-return]
 
 
 def register_hook(
@@ -123,21 +145,61 @@ def pick_auto_class(name_or_path: str | PathLike[str], options: dict[str, Any]) 
     names that; else causal language model, else sequence to sequence, else base model: the first
     that knows the configuration. An encoder-decoder is never loaded as a decoder alone.
     """
-    config = options.get("config")
-    if not isinstance(config, PretrainedConfig):
-        hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS}
-        config = AutoConfig.from_pretrained(config or name_or_path, **hub)
+    config = read_config(name_or_path, options)
     saved = next(iter(getattr(config, "architectures", None) or ()), None)
     classes: list[Any] = [*_GENERATING, AutoModel, *_auto_classes()]
-    for auto in classes:
-        if saved in _names(auto._model_mapping.get(type(config), None)):
-            return cast("type[Any]", auto)
     remote = getattr(config, "auto_map", None) or {}
+    for auto in classes:
+        own = str(remote.get(auto.__name__)).rpartition(".")[2]
+        if saved in (own, *_names(auto._model_mapping.get(type(config), None))):
+            return cast("type[Any]", auto)
     general = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
     for auto in reversed(general) if getattr(config, "is_encoder_decoder", False) else general:
         if type(config) in auto._model_mapping or auto.__name__ in remote:
             return auto
-    return AutoModel
+    return next((auto for auto in _auto_classes() if auto.__name__ in remote), AutoModel)
+
+
+def read_config(name_or_path: str | PathLike[str], options: Mapping[str, Any]) -> PretrainedConfig:
+    """Return the configuration that `from_pretrained` with these options reads.
+
+    Raises:
+        ModelError: it has code of its own, which is not trusted.
+    """
+    config = options.get("config")
+    if isinstance(config, PretrainedConfig):
+        return config
+    hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS}
+    hub = {"trust_remote_code": False} | hub
+    try:
+        return AutoConfig.from_pretrained(config or name_or_path, **hub)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        if not hub["trust_remote_code"] and "trust_remote_code" in str(error):
+            raise ModelError(_untrusted(config or name_or_path, hub)) from error
+        base = _base_of_adapter(name_or_path, hub)
+        if base is None:
+            raise
+        return read_config(base, {"trust_remote_code": hub["trust_remote_code"]})
+
+
+def _base_of_adapter(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> str | None:
+    """Return the model that an adapter is for, None where there is no adapter."""
+    kept = {k: v for k, v in hub.items() if k != "trust_remote_code"}
+    found = find_adapter_config_file(str(name_or_path), **kept)
+    facts = {} if found is None else json.loads(Path(found).read_text("utf-8"))
+    base = facts.get("base_model_name_or_path")
+    return None if base is None else str(base)
+
+
+def _untrusted(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> str:
+    """Say which code would have to run."""
+    kept = {k: v for k, v in hub.items() if k != "trust_remote_code"}
+    parts, _ = PretrainedConfig.get_config_dict(name_or_path, **kept)
+    code = ", ".join(f"{part} = {where}" for part, where in (parts.get("auto_map") or {}).items())
+    return (
+        f"{str(name_or_path)!r} has code of its own, which would have to run: {code}. Read it, and "
+        "if you trust it, allow it with trust_remote_code=True (--trust-remote-code)."
+    )
 
 
 def _auto_classes() -> Iterator[type[Any]]:
@@ -159,10 +221,12 @@ def empty_model(name_or_path: str | PathLike[str], **options: Any) -> PreTrained
     `from_pretrained` that say where files lie, and `trust_remote_code`.
     """
     hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS}
-    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    config = read_config(name_or_path, hub)
     loader = pick_auto_class(name_or_path, {**hub, "config": config})
     trusted = {k: v for k, v in hub.items() if k == "trust_remote_code"}
     # Constructors that compute with numbers of their own, such as rates of dropout, need values.
     safe = getattr(initialization, "meta_device_safe_creation_ops", nullcontext)
-    with torch.device("meta"), safe():
-        return loader.from_config(config, **trusted)  # type: ignore[no-any-return]
+    with shimmed(config) as finish, torch.device("meta"), safe():
+        model = loader.from_config(config, **{"trust_remote_code": False} | trusted)
+        finish(model)
+    return model  # type: ignore[no-any-return]

@@ -5,9 +5,9 @@ length of the ids less the prompt length. An absolute length, never a counter: a
 prefill, a forward without cache and a row that ended early cannot shift it.
 """
 
-from collections.abc import Collection, Sequence
-from functools import partial
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ from hf_dumper.core.types import Phase, Positions, Tick
 
 _NEVER: Final = 1 << 62
 """Column of an end that has not come."""
+
+_WITHOUT_LENGTH: Final = ("tuple", "list")
+"""Caches of before transformers had a class for them: which axis holds the columns is not known."""
+
+Prompt: TypeAlias = Callable[[], Positions | None]
+"""Positions of a run's first forward, worked out when they are asked for."""
 
 
 class TokenClock:
@@ -40,6 +46,7 @@ class TokenClock:
         self._is_counted = True
         self._columns = 0  # columns that went into the model so far, prompt and padding included
         self._ended: tuple[int, ...] = ()  # per row: the column from which it is padding
+        self._prompt: Prompt | None = None
 
     def provisional(self) -> Tick:
         """Return the tick of what runs before the first forward: an encoder, a vision tower."""
@@ -54,6 +61,10 @@ class TokenClock:
             inputs = inputs._replace(readable=False)
         past = self._past(inputs)
         self._columns = past + inputs.cols
+        if not self.forward:
+            self._prompt = _prompt(inputs, past)
+        # Decoded tokens are no padding; with a mask that tells nothing, the prompt's is all of it.
+        prompt = self._prompt if self.token or _is_without_length(inputs) else None
         return Tick(
             self._run,
             self.forward,
@@ -63,7 +74,7 @@ class TokenClock:
             inputs.cols,
             inputs.keep if inputs.keep < inputs.cols else 0,
             past,
-            partial(_positions, inputs, past, self._ended),
+            partial(_positions, inputs, past, self._ended, prompt),
         )
 
     def set_prompt(self, length: int) -> None:
@@ -95,8 +106,21 @@ class TokenClock:
         return self._columns
 
 
-def _positions(inputs: RootInputs, past: int, ended: Sequence[int]) -> Positions | None:
-    if not inputs.cols or not inputs.readable:
+def _prompt(inputs: RootInputs, past: int) -> Prompt:
+    """Return the positions of a first forward, which may begin with a cache of unknown length."""
+    if _is_without_length(inputs):
+        return lambda: None
+    return cache(partial(_positions, inputs, past, ()))
+
+
+def _is_without_length(inputs: RootInputs) -> bool:
+    return inputs.past is None and inputs.cache in _WITHOUT_LENGTH
+
+
+def _positions(
+    inputs: RootInputs, past: int, ended: Sequence[int], prompt: Prompt | None = None
+) -> Positions | None:
+    if not inputs.cols:
         return None
     rows, cols, mask = inputs.rows, inputs.cols, inputs.mask
     columns = np.arange(past, past + cols)
@@ -106,6 +130,11 @@ def _positions(inputs: RootInputs, past: int, ended: Sequence[int]) -> Positions
             return None
         if not mask.all():
             positions = _masked_positions(mask, cols, past)
+    elif prompt is not None or not inputs.readable:
+        before = None if prompt is None else prompt()
+        if before is None or len(before) != rows:
+            return None
+        positions -= np.count_nonzero(before < 0, axis=1).astype(np.int32)[:, None]
     if len(ended) == rows:
         positions[columns[None, :] >= np.array(ended)[:, None]] = -1
     return positions

@@ -7,8 +7,12 @@ from typing import Any, Protocol, TypeGuard
 import torch
 
 from hf_dumper.capture.inputs import RootInputs
+from hf_dumper.capture.masks import real_columns
 
 logger = logging.getLogger(__name__)
+
+_AS_RECORDED = ("attention_mask", "position_ids")
+"""Inputs whose values, where a mask has more than two axes, are among the records only."""
 
 
 class Tokenizer(Protocol):
@@ -30,6 +34,9 @@ def prompt_facts(values: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict
     if _is_table(ids) and not ids.is_floating_point():
         facts["input_ids"] = ids.tolist()
         facts["text"] = decode(tokenizer, facts["input_ids"])
+    if _is_table(ids) and isinstance(mask, torch.Tensor) and mask.ndim > 2:
+        facts["as_recorded"] = [n for n in _AS_RECORDED if values.get(n) is not None]
+        mask = real_columns(mask, ids.shape[1])
     if _is_table(mask):
         facts["attention_mask"] = mask.to(torch.int8).tolist()
     return facts

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_dumper.capture.integers import Integers, copy_integers, copy_mask
+from hf_dumper.capture.masks import real_columns
 
 CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which transformers passes a cache (ALL_CACHE_NAMES of generation, 5.23)."""
@@ -22,9 +23,9 @@ class RootInputs(NamedTuple):
     """Sizes of one forward, and copies of the small integers that went in.
 
     `rows` x `cols` are the tokens it takes in, 0 columns where it takes none. `past` is the number
-    of cached columns, None when a cache does not tell. `readable` is False for masks of another
-    shape, from which positions cannot be known. `cache` is the class name of the cache. `ids` and
-    `position_ids` are None where they were not given, or have not two axes.
+    of cached columns, None when a cache does not tell. `readable` is False for masks that do not
+    tell what is padding, from which positions cannot be known. `cache` is the class name of the
+    cache. `ids` and `position_ids` are None where they were not given, or have not two axes.
     """
 
     rows: int
@@ -56,6 +57,8 @@ def read_inputs(
         mask = inverted == 0
     keep = given.get("logits_to_keep")
     copied = copy_mask(mask)
+    if copied is None and mask is not None:
+        copied = copy_integers(real_columns(mask, cols))
     return RootInputs(
         rows=rows,
         cols=cols,

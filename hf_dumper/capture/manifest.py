@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from xxhash import xxh3_64_hexdigest
 
+from hf_dumper.capture.adapters import adapter_facts
+from hf_dumper.capture.quantised import packed, packed_objects, parts, quantised_kinds
 from hf_dumper.capture.seeding import determinism_facts
 from hf_dumper.core.digests import json_digest
+from hf_dumper.core.shims import shims_of
 
 _PACKAGES = (
     "hf_dumper",
@@ -33,6 +36,7 @@ def describe_model(model: torch.nn.Module, options: dict[str, Any]) -> dict[str,
     """
     config = _config(model)
     weights = _weights(model) if options["hash_weights"] else None
+    adapters = adapter_facts(model)
     return {
         "identity": {
             "class": type(model).__name__,
@@ -43,9 +47,12 @@ def describe_model(model: torch.nn.Module, options: dict[str, Any]) -> dict[str,
             "experts_implementation": _implementation(model, "_experts_implementation"),
             "device_map": _placement(model),
             "dump_config": {k: v for k, v in options.items() if k not in _NOT_IDENTITY},
+            **({} if adapters is None else {"adapters": adapters}),
         },
         "model": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "config": config,
+        "quantised": quantised_kinds(model),
+        "shims": shims_of(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": weights,
         "seed": options["seed"],
@@ -67,10 +74,11 @@ def module_tree(model: torch.nn.Module, name: str = "root") -> dict[str, Any]:
 
 def fingerprint(model: torch.nn.Module) -> tuple[object, ...]:
     """Return a cheap value that changes when parameters are replaced, moved or written in place."""
-    return tuple(
-        (name, p.data_ptr() if not p.is_meta else 0, p.dtype, _version(p))
-        for name, p in model.named_parameters()
+    plain = (part for name, p in model.named_parameters() for part in parts(name, p))
+    tensors = (
+        (name, p.data_ptr() if not p.is_meta else 0, p.dtype, _version(p)) for name, p in plain
     )
+    return (*tensors, *packed_objects(model), str(adapter_facts(model)))
 
 
 def _placement(model: torch.nn.Module) -> dict[str, str] | None:
@@ -112,7 +120,9 @@ def _weights(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, value in sorted(model.state_dict(keep_vars=True).items()):
         if isinstance(value, torch.Tensor):
-            yield name, value
+            yield from parts(name, value)
+    for one in packed(model):
+        yield one.name, one.form if one.reason else one.load()
 
 
 def _hash_tensor(tensor: torch.Tensor) -> str | None:

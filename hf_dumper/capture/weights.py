@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hf_dumper.capture.quantised import Packed, packed, parts
 from hf_dumper.capture.storable import PLAIN, STORABLE, shape_of, unstorable
 from hf_dumper.capture.targets import execution_device
 from hf_dumper.core.selection import match_names
@@ -33,12 +34,11 @@ def collect_weights(
     """
     wanted = _selected(model, layer_name)
     groups: dict[tuple[object, ...], list[tuple[str, str, torch.Tensor, Load | None]]] = {}
-    for name, kind, tensor in _named(model):
-        value = _offloaded(model, name) if tensor.is_meta else None
+    for name, kind, tensor, value in _valued(model):
         groups.setdefault(_identity(model, name, tensor, value), []).append(
             (name, kind, tensor, value)
         )
-    found = []
+    found = [_packed(one) for one in packed(model) if _is_inside(one.name, wanted)]
     for members in groups.values():
         if any(_is_inside(name, wanted) for name, *_ in members):
             _, kind, tensor, value = members[0]
@@ -66,6 +66,26 @@ def _named(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
         yield name, PARAMETER, parameter
     for name, buffer in model.named_buffers(remove_duplicate=False):
         yield name, BUFFER, buffer
+
+
+def _valued(
+    model: torch.nn.Module,
+) -> Iterator[tuple[str, str, torch.Tensor, Load | None]]:
+    """Yield what parameters and buffers are made of, and what loads one that is offloaded."""
+    for name, kind, tensor in _named(model):
+        if tensor.is_meta and type(tensor) in PLAIN:
+            yield name, kind, tensor, _offloaded(model, name)
+        else:
+            yield from ((part, kind, value, None) for part, value in parts(name, tensor))
+
+
+def _packed(one: Packed) -> Weight:
+    """Describe a tensor that its module packs away."""
+    form = one.form
+    dtype = str(form.dtype).removeprefix("torch.")
+    load = partial(_fetched, one.load, form.dtype)
+    nbytes = 0 if one.reason else form.nbytes
+    return Weight((one.name,), PARAMETER, dtype, shape_of(form), nbytes, one.reason, load)
 
 
 def _weight(

@@ -64,6 +64,7 @@ def load_model(name: str, options: ModelOptions) -> tuple["PreTrainedModel", Any
         model = _load(place, kwargs)
         hub = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZER} | place.keywords
         with place.told(f"the tokenizer of {name!r}"):
+            hub = {"trust_remote_code": False} | hub
             return model, AutoTokenizer.from_pretrained(place.source, **hub)
 
 
@@ -111,13 +112,11 @@ def _found(name: str, revision: str | None, doing: str, *, bars: bool = False) -
 
 
 def _load(place: _Place, options: dict[str, Any]) -> "PreTrainedModel":
-    from hf_dumper.model import pick_auto_class
+    from hf_dumper.model import load
 
     _check_dtype(options)
-    kwargs = options | place.keywords
     with place.told(repr(place.name)):
-        auto = pick_auto_class(place.source, kwargs)
-        return auto.from_pretrained(place.source, **kwargs)  # type: ignore[no-any-return]
+        return load(place.source, None, **options, **place.keywords)
 
 
 def check_folder(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from hf_dumper.compare.adapters import INSIDE
 from hf_dumper.compare.asked import NOT_ASKED
 from hf_dumper.compare.cut import depths, is_after_cut, other_logits
 from hf_dumper.compare.divergence import find_divergence, from_findings
@@ -219,7 +220,7 @@ def _absent(comparison: Comparison) -> bool:
         side == "golden"
         and verdict == Verdict.UNMATCHED
         and not slot.startswith("input")
-        and reason != NOT_ASKED
+        and reason not in (NOT_ASKED, INSIDE)
         and not is_after_cut(reason)
         and (run, token, module) not in spoken_for
         for side, run, token, module, slot, verdict, reason in zip(*columns, strict=True)

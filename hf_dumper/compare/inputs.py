@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from hf_dumper.compare.adapters import Adapted, adapter_findings
 from hf_dumper.compare.cut import DEPTHS, common_depth, depths
 from hf_dumper.compare.records import Side
 from hf_dumper.compare.rows import Match, Row
@@ -40,6 +41,7 @@ def regime_findings(golden: Side, candidate: Side, matches: Sequence[Match]) -> 
         *_incomplete(candidate),
         *_cut(ours, theirs),
         *_identity(ours, theirs),
+        *adapter_findings(ours, theirs),
         *_unchecked_weights(ours, theirs),
         *_versions(ours, theirs),
         *_runs(golden, candidate, matches),
@@ -75,9 +77,10 @@ def _cut(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Finding
 
 def _weights(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Finding]:
     golden, candidate = ours.get("weights") or {}, theirs.get("weights") or {}
+    adapted = Adapted(ours, theirs)
     for name in golden:
         first, second = golden[name], candidate.get(name)
-        if second is None:
+        if second is None or adapted.holds(name):
             continue
         if list(first["shape"]) != list(second["shape"]):
             shapes = list(first["shape"]), list(second["shape"])

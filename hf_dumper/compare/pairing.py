@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from hf_dumper.compare.adapters import INSIDE, Adapted
 from hf_dumper.compare.align import RunAligner
 from hf_dumper.compare.asked import NOT_ASKED, Asked
 from hf_dumper.compare.cut import Cut, depths
@@ -28,6 +29,7 @@ class Pairing:
         self.counts: Counter[str] = Counter()
         self._golden, self._candidate = golden, candidate
         self._matches = matches
+        self._adapted = Adapted(golden.reader.manifest, candidate.reader.manifest)
         self._layers = depths(golden.reader.manifest, candidate.reader.manifest)
         self._used: dict[int, set[int]] = {}
         self._names: set[NameKey] = set()
@@ -44,7 +46,9 @@ class Pairing:
             cut = Cut(records, self._layers)
             for record in in_order(records.records):
                 found = aligner.align(record)
-                if cut.comes_after(record):
+                if self._adapted.holds(record.module):
+                    found = Alone("golden", record, Verdict.UNMATCHED, INSIDE)
+                elif cut.comes_after(record):
                     found = Alone("golden", record, Verdict.UNMATCHED, cut.reason)
                 elif _is_unmatched(found) and not asked.covers(record):
                     found = Alone("golden", record, Verdict.UNMATCHED, NOT_ASKED)
@@ -109,6 +113,8 @@ class Pairing:
     def _why(self, record: Rec, fate: str) -> str:
         if fate == "no row":
             return "the golden dump has no row of these prompts"
+        if self._adapted.holds(record.module):
+            return INSIDE
         if _names(record) & self._names:
             return "the golden dump has no values at these positions"
         return "the golden dump has no such record"

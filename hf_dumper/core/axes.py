@@ -18,7 +18,8 @@ def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, cached: 
     `keep` is the forward's positive `logits_to_keep`, else 0; `cached` tells whether
     a cache holds more columns.
     Batch first is assumed, as everywhere in transformers: a leading axis of length `rows` is the
-    row.
+    row. Columns before rows, as in models of before 2024 with code of their own, are seen where
+    the two lengths differ and there are channels.
     """
     n = len(shape)
     if not n or not rows:
@@ -27,6 +28,8 @@ def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, cached: 
         return _join(ROW_POS, n)
     if shape[0] == rows:
         return _after_row(shape, cols, keep, cached)
+    if cols and n >= 3 and shape[:2] == (cols, rows):
+        return _join(f"{POS},{ROW}", n)
     if shape[0] == 1 and n >= 2 and cols and shape[1] == cols:  # positions shared by all rows
         return _join(f"{OTHER},{POS}", n)
     if cols and shape[0] == cols and (n == 1 or (rows == 1 and n == 2)):

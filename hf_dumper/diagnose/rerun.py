@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
+from hf_dumper.capture.adapters import base_of
 from hf_dumper.capture.generation import FollowTokens
 from hf_dumper.capture.seeding import seeded
 from hf_dumper.config import RAISE, DumpConfig
@@ -82,6 +83,7 @@ def rerun(dump: Path, model: PreTrainedModel) -> Rerun:
     The model is one like that of the dump; what of it is not as it was is told. Each run goes to a
     temporary folder that is gone afterwards, so disk space is needed for one run.
     """
+    model = cast("PreTrainedModel", base_of(model))
     with (
         NativeReader(dump) as golden,
         TemporaryDirectory(prefix="hf_dumper_rerun_") as folder,

@@ -10,7 +10,7 @@ import torch
 
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.types import ROOT
-from hf_dumper.errors import DumpWarning, PromptError
+from hf_dumper.errors import DumpWarning, KeyNotFoundError, PromptError
 from hf_dumper.prompts.prompt import Prompt
 
 _REPEATED: Final = (
@@ -112,12 +112,23 @@ def golden_run(golden: DumpReader, run: int) -> GoldenRun:
     shown = text if text is not None else " ".join(map(str, facts["input_ids"][0]))
     inputs = {n: torch.tensor(facts[n]) for n in _GIVEN if facts.get(n) is not None}
     inputs = {n: tensor.to(torch.int64) for n, tensor in inputs.items()}
+    inputs |= {name: _recorded(golden, run, name) for name in facts.get("as_recorded", ())}
     prompt = Prompt(str(run), text=shown)
     if info.get("kind") == "forward":
         keep = (info.get("inputs") or {}).get("logits_to_keep") or 0
         return GoldenRun(run, prompt, inputs, None, {"logits_to_keep": keep} if keep else {})
     ids = torch.tensor(info["generated_ids"], dtype=torch.int64)
     return GoldenRun(run, prompt, inputs, ids, _options(info, len(facts["input_ids"])))
+
+
+def _recorded(golden: DumpReader, run: int, name: str) -> torch.Tensor:
+    """Return what the outermost module was given in the prefill."""
+    try:
+        return golden.load(ROOT, f"input.{name}", 0, run=run, forward=0)
+    except KeyNotFoundError as error:
+        why = f"its {name}, of more axes than usual, is not among its records"
+        msg = f"Run {run} of '{golden.path}' cannot be followed: {why}."
+        raise PromptError(msg) from error
 
 
 def _why_not(golden: DumpReader, run: int, info: Mapping[str, Any]) -> str | None:

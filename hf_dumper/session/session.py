@@ -10,6 +10,7 @@ from typing import Any, Self, cast
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from hf_dumper.capture.adapters import base_of
 from hf_dumper.capture.facts import (
     Tokenizer,
     decode,
@@ -72,8 +73,9 @@ class DumpSession(HookOwner):
         """Check the selection, create the dump's folder and arm the hooks.
 
         The processes of one `launch` write one dump: all of them make a session, at the same time.
-        None is a process on its own.
+        None is a process on its own. Of a model with adapters, the model inside is dumped.
         """
+        model = base_of(model)
         refuse_compiled(model)
         self.config = config
         self._model = model

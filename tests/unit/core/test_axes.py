@@ -34,6 +34,10 @@ CASES = [
     ((1, 7, 64), 1, 7, 0, 0, "row,pos,-"),
     ((1, 1, 64), 1, 1, 0, 3, "row,pos,-"),
     ((0, 7), 0, 7, 0, 0, ""),
+    ((7, 2, 64), 2, 7, 0, 0, "pos,row,-"),  # columns before rows
+    ((7, 1, 4, 16), 1, 7, 0, 0, "pos,row,-,-"),
+    ((1, 2, 64), 2, 1, 0, 7, "pos,row,-"),  # one decode step of them
+    ((7, 2), 2, 7, 0, 0, ""),  # without channels it may be anything
 ]
 AMBIGUOUS = [
     ((2, 2, 64), 2, 2, 0, 0, "row,pos,-"),  # rows equal columns: batch first is assumed
