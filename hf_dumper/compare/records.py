@@ -25,8 +25,8 @@ _STRINGS: Final = (
 _KEPT_RUNS: Final = 4
 """Runs of a dump whose records stay in memory: a batch is asked for by each run of its rows."""
 
-_UNKNOWN: Final = -2
-"""A position that the mask does not tell; -1 is padding."""
+_UNKNOWN: Final = int(np.iinfo(np.int32).min)
+"""A position that the mask does not tell; -1 is padding, what is below a rejected draft."""
 
 NameKey = tuple[int, str, str, int, str]
 """What names a record within one forward: part, module, slot or param, call, op."""

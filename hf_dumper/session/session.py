@@ -263,6 +263,8 @@ class DumpSession(HookOwner):
             "length": plan.limit.facts(None),
         }
         prompt = prompt_facts(call.values, self._tokenizer)
+        if plan.drafter is not None:
+            prompt["drafter"] = plan.drafter
         if not self._begin("generate", prompt, plan.max_new_tokens):
             with self.pause():
                 yield lambda _result: None

@@ -15,6 +15,7 @@ from hf_dumper.store.files import read_json
 from hf_dumper.store.lookup import COLUMNS, TEXTS, Lookup
 from hf_dumper.store.tables import encode, read_parquet, read_stream
 from hf_dumper.store.trace import read_predictions, read_trace
+from hf_dumper.store.verified import Verified, derived_forwards, verified_forwards
 
 
 class RunReader:
@@ -80,6 +81,16 @@ class RunReader:
     def extents(self) -> dict[int, Extent]:
         """Size of the input of each forward."""
         return dict(extents(self.positions()))
+
+    @cached_property
+    def verified(self) -> tuple[Verified, ...] | None:
+        """The verifying forwards of speculative decoding, None without it."""
+        info = self.info()
+        if not (info.get("prompt") or {}).get("drafter"):
+            return None
+        if "speculation" in info:
+            return verified_forwards(info)
+        return tuple(derived_forwards(self.index(("forward", "token")), self.positions()))
 
     def _table(
         self,
