@@ -129,9 +129,7 @@ class Observer:
         )
         self.run = run
 
-    def start_generation(
-        self, eos: frozenset[int], speculation: Speculation | None = None
-    ) -> None:
+    def start_generation(self, eos: frozenset[int], speculation: Speculation | None = None) -> None:
         """Record from now on: an encoder or vision tower runs before the first forward."""
         self.clock.open_run(self.run, generating=True, eos=eos)
         self.clock.speculation = speculation

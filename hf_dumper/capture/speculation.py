@@ -8,12 +8,13 @@ columns of the other drafts hold tokens that were never generated.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from transformers import GenerationConfig
 
 from hf_dumper.capture.inputs import RootInputs
 from hf_dumper.core.types import Positions, Tick, rejected_position
+from hf_dumper.core.verified import Verified
 from hf_dumper.errors import CaptureError
 
 EARLY_EXIT: Final = "early exit"
@@ -24,20 +25,6 @@ ASSISTANT: Final = "assistant model"
 
 DRAFT_FORWARD: Final = "a forward of the model that drafts"
 """Reason why such a forward is not recorded."""
-
-
-class Verified(NamedTuple):
-    """One verifying forward: the first token that it predicts, its drafts, those accepted."""
-
-    forward: int
-    token: int
-    drafted: int
-    accepted: int
-
-    @property
-    def rejected(self) -> int:
-        """Number of drafts that were not accepted."""
-        return self.drafted - self.accepted
 
 
 class Speculation:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from hf_dumper.core.types import ROOT, SKIPPED, TensorKey
+from hf_dumper.core.verified import Verified, covering
 from hf_dumper.errors import DumpNotFoundError, KeyNotFoundError
 from hf_dumper.store import layout
 from hf_dumper.store.assemble import Part, join, select_row
@@ -21,7 +22,7 @@ from hf_dumper.store.manifest import is_dump, read_manifest
 from hf_dumper.store.mapping import ShardMaps
 from hf_dumper.store.run_reader import RunReader
 from hf_dumper.store.show import as_html, as_text
-from hf_dumper.store.verified import Verified, covering, ending_at
+from hf_dumper.store.verified import ending_at
 from hf_dumper.store.weights import Weights, native_weights
 
 

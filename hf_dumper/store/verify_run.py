@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 
 from hf_dumper.core.digests import DIGEST, is_sealed
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED
+from hf_dumper.core.verified import verified_forwards
 from hf_dumper.errors import DumpError, DumpFormatError, DumpNotFoundError
 from hf_dumper.store import layout
 from hf_dumper.store.files import file_digest, read_json
 from hf_dumper.store.findings import Findings
 from hf_dumper.store.tables import read_parquet, read_stream
 from hf_dumper.store.trace import TRACE
-from hf_dumper.store.verified import rejected_columns, verified_forwards
+from hf_dumper.store.verified import columns_of_forwards
 from hf_dumper.store.verify_rows import check_positions, check_rows
 from hf_dumper.store.verify_shards import check_shards
 
@@ -167,12 +168,12 @@ def _check_rejected(
 ) -> None:
     """Check the drafts that each forward rejected against its positions below -1."""
     try:
-        listed = verified_forwards(info) if "speculation" in info else ()
+        listed = verified_forwards(info, {}, {}) or ()
     except DumpFormatError as error:
         findings.add(file, str(error))
         return
     said = {verified.forward: verified.rejected for verified in listed}
-    for forward, found in rejected_columns(positions).items():
+    for forward, (_, found) in columns_of_forwards(positions).items():
         if said.get(forward, 0) != found:
             what = f"{found} positions below -1, and {said.get(forward, 0)} rejected drafts"
             findings.add(file, f"forward {forward} has {what}")

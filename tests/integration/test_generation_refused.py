@@ -33,7 +33,6 @@ REFUSED = {
     "beams": {"num_beams": 2},
     "sampled beams": {"num_beams": 2, "do_sample": True},
     "group beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
-    "prompt lookup": {"prompt_lookup_num_tokens": 2},
     "guidance": {"guidance_scale": 1.5},
     "static cache": {"cache_implementation": "static"},
     "offloaded static cache": {"cache_implementation": "offloaded_static"},
