@@ -203,7 +203,8 @@ class Observer:
     def see_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> None:
         """Take what the logits processor of the session sees."""
         if self._decisions is not None:
-            self._see_column(self._decisions, scores)
+            if not self._stopped:
+                self._guarded(partial(self._decisions.see_scores, self.snapshot, scores))
             return
         self.clock.set_prompt(ids.shape[1])
         if self._last_logits and self._logits is not None:
@@ -241,12 +242,6 @@ class Observer:
         if self._cache is not None and self.snapshot.tick is not None:
             self._take_cache(self._cache, output)
         decisions.see_logits(self.snapshot, logits)
-
-    def _see_column(self, decisions: DecisionRecorder, scores: torch.Tensor) -> None:
-        """Take the scores of a verifying forward; those of a drafter are none of the model's."""
-        speculation = self.clock.speculation
-        if speculation is not None and speculation.is_verifying and not self._stopped:
-            self._guarded(partial(decisions.see_scores, self.snapshot, scores))
 
     def _see_verified(self, decisions: DecisionRecorder, ids: torch.Tensor) -> None:
         """Take the ids that end in the tokens which a verifying forward decided."""

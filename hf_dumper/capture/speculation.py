@@ -37,11 +37,6 @@ class Speculation:
         self._tick: Tick | None = None
 
     @property
-    def is_verifying(self) -> bool:
-        """Whether a forward has begun whose tokens are not chosen: else the scores are drafts'."""
-        return self._tick is not None
-
-    @property
     def drafted(self) -> int:
         """Number of drafts of that forward, 0 without one."""
         return 0 if self._tick is None else self._tick.drafted

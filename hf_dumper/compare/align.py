@@ -6,6 +6,7 @@ have computed in twelve forwards of one row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -104,9 +105,11 @@ class RunAligner:
         keys = self._keys(record, shape, stretch, partner, other)
         if not _same_channels(shape, other) or (keys is None and shape.keys != other.keys):
             alike = np.array_equal(layout.positions, other_layout.positions)
-            # One column: rows x positions may as well be rows beside anything.
+            # One column: rows x positions may as well be rows beside anything, and a single value
+            # may stand for as many as there are columns.
             is_flat = ROW_POS in record.axes and min(layout.cols, other_layout.cols) > 1
-            is_told = is_flat or (POS in record.axes and shape.keys is None)
+            is_single = 1 in (prod(record.shape), prod(partner.shape))
+            is_told = is_flat or (POS in record.axes and shape.keys is None and not is_single)
             return other_shapes(record, partner, known=alike or is_told)
         clipped = clip(stretch, shape.offset, other.offset)
         if clipped is None:

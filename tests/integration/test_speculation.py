@@ -119,7 +119,9 @@ def recorded_forwards(reader):
     """Return {forward: {(token, phase)}} of the records."""
     table = reader.index(0).to_pydict()
     found = {}
-    for forward, token, phase in zip(*(table[n] for n in ("forward", "token", "phase")), strict=True):
+    for forward, token, phase in zip(
+        *(table[n] for n in ("forward", "token", "phase")), strict=True
+    ):
         found.setdefault(forward, set()).add((token, phase))
     return found
 
