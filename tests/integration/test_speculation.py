@@ -7,7 +7,6 @@ over the ids that came out.
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_dumper import DumpConfig, open_dump, register_hook
 from tests.speculation import Spy, constant, perturb

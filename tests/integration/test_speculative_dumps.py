@@ -22,7 +22,7 @@ from hf_dumper import (
 )
 from hf_dumper.diagnose.rerun import rerun
 from hf_dumper.store.convert import convert
-from hf_dumper.store.verify import verify
+from hf_dumper.store.verify import verify_dump
 from tests.speculation import constant, perturb
 
 IDS = torch.randint(5, 128, (1, 7), generator=torch.Generator().manual_seed(0)).repeat(1, 2)
@@ -207,12 +207,8 @@ def test_an_assistant_may_be_dumped_too(model, assisted, tmp_path):
     with open_dump(tmp_path / "assistant") as reader:
         assert len(reader.runs()) == len([v for v in verified(tmp_path / "model") if v[2]])
         assert all(reader.run_info(run)["complete"] for run in reader.runs())
-    assert verified(tmp_path / "model") == verified_of(model, assisted(), tmp_path / "alone")
-
-
-def verified_of(model, options, path):
-    dumped(model, path, options)
-    return verified(path)
+    dumped(model, tmp_path / "alone", assisted())
+    assert verified(tmp_path / "model") == verified(tmp_path / "alone")
 
 
 def test_the_compiled_hooks_and_their_twin_record_the_same(model, tmp_path, monkeypatch):
@@ -269,7 +265,7 @@ def test_an_error_ends_the_run_and_leaves_nothing_behind(model, tmp_path, calls,
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     with open_dump(tmp_path) as reader:
         assert [reader.run_info(run)["complete"] for run in (0, 1)] == [False, True]
-    assert verify(tmp_path).problems == []
+    assert not verify_dump(tmp_path).problems
 
 
 def test_following_tokens_is_refused(model, tmp_path):
@@ -300,12 +296,10 @@ def test_more_tokens_than_were_drafted_are_an_error_of_the_dump(model, tmp_path,
     """As they would be, should transformers verify in another way one day."""
     monkeypatch.setattr("hf_dumper.capture.clock.drafted_columns", lambda *_: 0)
     want = model.generate(IDS, **LOOKUP)
-    with register_hook(model, DumpConfig(tmp_path, "all")):
-        with pytest.warns(DumpIncompleteWarning, match="not known"):
-            assert torch.equal(model.generate(IDS, **LOOKUP), want)
-    with register_hook(model, DumpConfig(tmp_path / "raised", "all", on_error="raise")):
-        with pytest.raises(CaptureError, match="not known"):
-            model.generate(IDS, **LOOKUP)
+    with pytest.warns(DumpIncompleteWarning, match="not known"):
+        assert torch.equal(dumped(model, tmp_path / "warned", LOOKUP), want)
+    with pytest.raises(CaptureError, match="not known"):
+        dumped(model, tmp_path / "raised", LOOKUP, on_error="raise")
 
 
 class Copies(StoppingCriteria):
@@ -348,14 +342,14 @@ def test_a_run_that_was_cut_off_is_read_token_by_token(model, assisted, tmp_path
 
 def test_a_dump_is_intact_until_a_position_is_changed(model, tmp_path):
     dumped(model, tmp_path, LOOKUP)
-    assert verify(tmp_path).problems == []
+    assert not verify_dump(tmp_path).problems
     file = tmp_path / "runs" / "000000" / "rank-0" / "positions.parquet"
     table = pq.read_table(file)
     positions = table["position"].to_pylist()
     positions[next(i for i, p in enumerate(positions) if p < -1)] = 3
     column = pa.array(positions, pa.int32())
     pq.write_table(table.set_column(3, "position", column), file)
-    assert "rejected drafts" in str(verify(tmp_path).problems)
+    assert "rejected drafts" in str(verify_dump(tmp_path).problems)
 
 
 @pytest.mark.parametrize("to", ["msit", "npy"])
