@@ -62,7 +62,11 @@ class Speculation:
         return _marked(tick, tick.drafted - accepted), accepted
 
     def facts(self) -> dict[str, Any]:
-        """Return it JSON-ready; `verified` are [forward, token, drafted, accepted]."""
+        """Return it JSON-ready; `verified` are [forward, token, drafted, accepted].
+
+        `undecided` is [forward, token, drafted] of one that was interrupted, None without.
+        """
+        tick = self._tick
         return {
             "drafter": self.drafter,
             "forwards": len(self.verified),
@@ -70,6 +74,7 @@ class Speculation:
             "accepted": sum(v.accepted for v in self.verified),
             "rejected": sum(v.rejected for v in self.verified),
             "verified": [list(v) for v in self.verified],
+            "undecided": None if tick is None else [tick.forward, tick.token, tick.drafted],
         }
 
 

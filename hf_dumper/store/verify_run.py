@@ -173,6 +173,9 @@ def _check_rejected(
         findings.add(file, str(error))
         return
     said = {verified.forward: verified.rejected for verified in listed}
+    match (info.get("speculation") or {}).get("undecided"):
+        case [int(forward), int(), int(drafted)]:  # of which none was accepted
+            said[forward] = drafted
     for forward, (_, found) in columns_of_forwards(positions).items():
         if said.get(forward, 0) != found:
             what = f"{found} positions below -1, and {said.get(forward, 0)} rejected drafts"
