@@ -88,10 +88,6 @@ def test_after_a_refusal_the_model_generates_and_is_dumped(model, tmp_path, name
         assert reader.run_info(0)["complete"]
 
 
-def test_an_assistant_model_is_refused(model, tiny_llama, forwards, tmp_path):
-    refused(model, tmp_path, {"assistant_model": tiny_llama(1)})
-
-
 def test_a_static_cache_object_is_refused(model, tmp_path):
     cache = StaticCache(config=model.config, max_cache_len=32)
     refused(model, tmp_path, {"past_key_values": cache})
