@@ -27,7 +27,7 @@ class DecisionRecorder:
             self._take(snapshot, "logits", last_columns(logits, snapshot.tick.drafted + 1))
 
     def see_scores(self, snapshot: Snapshot, scores: torch.Tensor) -> None:
-        """Take the scores [1, vocabulary] of the next of its columns; a drafter's come before it."""
+        """Take the scores [1, vocabulary] of the next column; a drafter's come before any."""
         if self._last_logits and snapshot.tick is not None:
             self._scores.append(scores.clone())
 
