@@ -1,10 +1,13 @@
 """What a verifying forward holds of one token, under speculative decoding."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_dumper.core.types import ROOT
-from hf_dumper.core.verified import DECIDED
+from hf_dumper.core.verified import DECIDED, Verified, verified_forwards
 from hf_dumper.errors import KeyNotFoundError
 from hf_dumper.store.assemble import POS, ROW_POS, Extent, Part
 
@@ -31,6 +34,22 @@ def ending_at(part: Part, module: str, slot: str, after: int, what: str) -> Part
         tensor = tensor.select(along[0], -1)
         del axes[along[0]]
     return Part(part.forward, ",".join(axes), tensor, extent)
+
+
+def verified_run(
+    info: Mapping[str, Any], index: Callable[[], pa.Table], positions: Callable[[], pa.Table]
+) -> tuple[Verified, ...] | None:
+    """Return the verifying forwards of a run; None without speculative decoding.
+
+    `info` is what is known of the run; its tables are read only where it was cut off.
+    """
+    if info.get("complete") or not (info.get("prompt") or {}).get("drafter"):
+        return verified_forwards(info, {}, {})
+    table = index()
+    columns = (table.column(name).to_pylist() for name in ("forward", "token"))
+    return verified_forwards(
+        info, dict(zip(*columns, strict=True)), columns_of_forwards(positions())
+    )
 
 
 def columns_of_forwards(positions: pa.Table) -> dict[int, tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Dumps of speculative decoding: what can be read, compared, verified and made again of them."""
 
+import json
 import shutil
 
 import pyarrow as pa
@@ -388,3 +389,47 @@ def test_a_trace_of_an_earlier_release_is_read(model, tmp_path):
     pq.write_table(pq.read_table(file).drop_columns(["chosen_id"]), file)
     with open_dump(tmp_path) as reader, pytest.raises(Exception, match="no table of this format"):
         reader.trace(0)
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drafting(place, cli):
+    """Dump a model whose own configuration says that it drafts; return its verifying forwards."""
+    folder = place / "tiny"
+    config = json.loads((folder / "generation_config.json").read_text())
+    config |= {"prompt_lookup_num_tokens": 4, "max_new_tokens": NEW}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    run = ("run", "tiny", "--prompt", "one two one two one two", "--token-range", "all")
+    status, out, _ = cli(*run, "--max-new-tokens", NEW, "--dump", "g")
+    assert status == 0
+    assert f"tokens 0-{NEW - 1}." in out
+    return verified(place / "g")
+
+
+def test_every_token_is_shown_by_its_number(drafting, cli):
+    forward, token, drafted, accepted = next(v for v in drafting if v[3])
+    where = ("--token", token + 1)
+    status, out, _ = cli("show", "g", "model.layers.0", "--slot", "output", *where)
+    assert status == 0
+    assert f"{token + 1} (run 0, forward {forward}, call 0)" in out
+    assert "(1, 2, 64)" in out or not forward
+    status, out, _ = cli("inspect", "g", "--lines", *where)
+    assert status == 0
+    assert "Layer model.layers.0 output" in out
+    status, out, _ = cli("inspect", "g", "--lines", "--token", NEW)
+    assert status == 2
+    out = cli("trace", "g")[1]
+    assert f"{accepted} of {drafted} draft" in out
+    assert cli("verify", "g", "--rerun")[0] == 0
+
+
+def test_its_tokens_are_followed_one_at_a_time(drafting, place, cli):
+    assert any(v[3] for v in drafting)
+    assert cli("run", "tiny", "--follow", "g", "--dump", "c")[0] == 0
+    with open_dump(place / "c") as reader:
+        assert "speculation" not in reader.run_info(0)
+    status, out, _ = cli("compare", "g", "c")
+    assert status == 0
+    assert out.startswith("PASS")
