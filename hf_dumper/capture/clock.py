@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_dumper.capture.inputs import RootInputs
+from hf_dumper.capture.speculation import Speculation, drafted_columns
 from hf_dumper.core.types import Phase, Positions, Tick
+from hf_dumper.errors import CaptureError
 
 _NEVER: Final = 1 << 62
 """Column of an end that has not come."""
@@ -43,6 +45,7 @@ class TokenClock:
         self.token = 0
         self.forward = -1
         self.prompt_length: int | None = None
+        self.speculation: Speculation | None = None
         self._is_counted = True
         self._columns = 0  # columns that went into the model so far, prompt and padding included
         self._ended: tuple[int, ...] = ()  # per row: the column from which it is padding
@@ -65,7 +68,7 @@ class TokenClock:
             self._prompt = _prompt(inputs, past)
         # Decoded tokens are no padding; with a mask that tells nothing, the prompt's is all of it.
         prompt = self._prompt if self.token or _is_without_length(inputs) else None
-        return Tick(
+        tick = Tick(
             self._run,
             self.forward,
             self._phase(),
@@ -75,7 +78,30 @@ class TokenClock:
             inputs.keep if inputs.keep < inputs.cols else 0,
             past,
             partial(_positions, inputs, past, self._ended, prompt),
+            self._drafted(inputs, past),
         )
+        return tick if self.speculation is None else self.speculation.begin(tick)
+
+    @property
+    def drafted(self) -> int:
+        """Number of drafts of the forward in progress."""
+        return 0 if self.speculation is None else self.speculation.drafted
+
+    def verify(self, length: int) -> tuple[Tick, int]:
+        """Take the length of the ids that a verifying forward decided, before `advance`.
+
+        Returns:
+            The tick of the forward, with rejected drafts marked, and how many were accepted.
+
+        Raises:
+            CaptureError: the forward cannot have decided so many.
+        """
+        if self.speculation is None or self.prompt_length is None:
+            msg = "A forward was verified where none drafts."
+            raise CaptureError(msg)
+        tick, accepted = self.speculation.accept(length - self.prompt_length - self.token)
+        self._columns -= tick.drafted - accepted
+        return tick, accepted
 
     def set_prompt(self, length: int) -> None:
         """Take the length of the ids that the first LogitsProcessor call of a run sees."""
@@ -93,6 +119,11 @@ class TokenClock:
                 min(end, self._columns) if token in self._eos else end
                 for token, end in zip(chosen, ended, strict=True)
             )
+
+    def _drafted(self, inputs: RootInputs, past: int) -> int:
+        if self.speculation is None:
+            return 0
+        return drafted_columns(inputs, past, self.token, self.prompt_length)
 
     def _phase(self) -> Phase:
         if not self.generating:

@@ -15,9 +15,13 @@ from typing import Any, Protocol
 
 import torch
 
+from hf_dumper.capture.speculation import is_draft
 from hf_dumper.errors import UnsupportedGenerationError
 
 _GUARD = "_hf_dumper_guard"
+
+_MAKES_DRAFTER = "_get_candidate_generator"
+"""Called once in a speculative `generate()`, before any drafting (transformers 5.23)."""
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -38,6 +42,12 @@ class Watcher(Protocol):
 
     def watch_generate(self, call: "GenerateCall") -> AbstractContextManager[Callable[[Any], None]]:
         """Enter a run; yields a function that takes what `generate` returned."""
+
+    def begin_drafts(self, length: int) -> None:
+        """Learn that a drafter is made and runs next, and how long the ids of the prompt are."""
+
+    def watch_draft(self) -> AbstractContextManager[None]:
+        """Enter a `generate()` of the model that drafts tokens for another one of it."""
 
 
 class GenerateCall:
@@ -99,6 +109,8 @@ class ModelGuard:
         model: Any = self._model
         if callable(getattr(type(model), "generate", None)):
             attributes["generate"] = self._wrap(model.generate)
+        if callable(getattr(type(model), _MAKES_DRAFTER, None)):
+            attributes[_MAKES_DRAFTER] = self._announce(getattr(model, _MAKES_DRAFTER))
         if callable(getattr(type(model), "generate_batch", None)):
             attributes["generate_batch"] = self._refuse(model.generate_batch)
         own = self._model.__dict__
@@ -117,6 +129,11 @@ class ModelGuard:
 
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self._generating and is_draft(kwargs):
+                with ExitStack() as stack:
+                    for watcher in self._watchers:
+                        stack.enter_context(watcher.watch_draft())
+                    return generate(*args, **kwargs)
             if self._generating:
                 msg = "Cannot follow a generate() inside a generate() of the same model."
                 raise UnsupportedGenerationError(msg)
@@ -133,6 +150,16 @@ class ModelGuard:
                 self._generating = False
 
         return guarded
+
+    def _announce(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(make)
+        def announced(*args: Any, **kwargs: Any) -> Any:
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[1]
+            for watcher in self._watchers:
+                watcher.begin_drafts(ids.shape[1])
+            return make(*args, **kwargs)
+
+        return announced
 
     def _refuse(self, generate_batch: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(generate_batch)

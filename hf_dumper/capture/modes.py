@@ -12,6 +12,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from hf_dumper.capture.generation import FollowTokens
 from hf_dumper.capture.guard import GenerateCall
 from hf_dumper.capture.lengths import LengthLimit, length_limit
+from hf_dumper.capture.speculation import drafter_of
 from hf_dumper.errors import CompiledModelError, UnsupportedGenerationError
 
 _FOLLOWED = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -39,7 +40,7 @@ class GenerationPlan:
     """What a `generate()` call will do: its end-of-sequence ids, its bound and its options.
 
     `limit` bounds its length; `followed` says where the tokens come from when they are given to
-    it, else it is None.
+    it, else it is None. `drafter` says where drafts come from, None without speculation.
     """
 
     eos: frozenset[int]
@@ -47,6 +48,7 @@ class GenerationPlan:
     options: Mapping[str, Any]
     limit: LengthLimit
     followed: Mapping[str, Any] | None = None
+    drafter: str | None = None
 
 
 def plan_generation(call: GenerateCall) -> GenerationPlan:
@@ -60,7 +62,8 @@ def plan_generation(call: GenerateCall) -> GenerationPlan:
         _refuse("custom_generate", "it may ignore the callbacks that tell the token index")
     config = _effective_config(call)
     mode = config.get_generation_mode(values.get("assistant_model"))
-    if mode not in _FOLLOWED:
+    drafter = _drafter(config, values) if mode == GenerationMode.ASSISTED_GENERATION else None
+    if mode not in _FOLLOWED and drafter is None:
         _refuse(str(mode.value).replace("_", " "), "its token index is not followed yet")
     if config.guidance_scale not in (None, 1, 1.0):
         _refuse("guidance_scale", "a second forward runs inside a logits processor")
@@ -72,7 +75,7 @@ def plan_generation(call: GenerateCall) -> GenerationPlan:
     options, given = config.to_diff_dict(), values.get("logits_processor") or ()
     followed = next((dict(p.source) for p in given if isinstance(p, FollowTokens)), None)
     limit = length_limit(call.model, values, config)
-    return GenerationPlan(_eos(config), config.max_new_tokens, options, limit, followed)
+    return GenerationPlan(_eos(config), config.max_new_tokens, options, limit, followed, drafter)
 
 
 def disable_compilation(call: GenerateCall) -> None:
@@ -107,6 +110,16 @@ def _is_compiled(module: torch.nn.Module) -> bool:
     forward = module.__dict__.get("forward")
     compiled = getattr(forward, "_torchdynamo_orig_callable", None) is not None
     return compiled or type(module).__name__ == "OptimizedModule"
+
+
+def _drafter(config: GenerationConfig, values: Mapping[str, Any]) -> str:
+    """Return where drafts come from."""
+    drafter = drafter_of(config, values)
+    if drafter is None:
+        _refuse("this kind of speculative decoding", "how it drafts is not known")
+    if any(isinstance(p, FollowTokens) for p in values.get("logits_processor") or ()):
+        _refuse("FollowTokens under speculative decoding", "it cannot tell a draft from a token")
+    return cast("str", drafter)
 
 
 def _refuse(what: str, why: str) -> None:

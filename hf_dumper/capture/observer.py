@@ -17,12 +17,14 @@ from hf_dumper.capture.clock import TokenClock
 from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
 from hf_dumper.capture.saved import SavePlaces
 from hf_dumper.capture.snapshot import Snapshot
+from hf_dumper.capture.speculation import Speculation
 from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
 from hf_dumper.capture.trace import TraceRecorder
+from hf_dumper.capture.verifying import DecisionRecorder
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
 from hf_dumper.core.trace import TokenTrace
-from hf_dumper.core.types import ROOT, Batch
+from hf_dumper.core.types import ROOT, Batch, Tick
 from hf_dumper.errors import CaptureError
 
 
@@ -85,6 +87,7 @@ class Observer:
         self._values = values
         self._trace: TraceRecorder | None = None
         self._places: SavePlaces | None = None
+        self._decisions: DecisionRecorder | None = None
         self._cache = CacheReader(model) if cache else None
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
@@ -113,6 +116,7 @@ class Observer:
         self._logits = None
         self._trace = None
         self._places = None
+        self._decisions = None
         self._dump = dump
         self.snapshot = Snapshot(
             dump.arena,
@@ -125,9 +129,12 @@ class Observer:
         )
         self.run = run
 
-    def start_generation(self, eos: frozenset[int]) -> None:
+    def start_generation(self, eos: frozenset[int], speculation: Speculation | None = None) -> None:
         """Record from now on: an encoder or vision tower runs before the first forward."""
         self.clock.open_run(self.run, generating=True, eos=eos)
+        self.clock.speculation = speculation
+        if speculation is not None:
+            self._decisions = DecisionRecorder(self._source, last_logits=self._last_logits)
         self._trace = TraceRecorder()
         self._intake.stamp += 1
         if 0 in self._tokens:
@@ -151,7 +158,7 @@ class Observer:
         self.inputs = self.inputs or inputs
         tick = self.clock.tick(inputs)
         snapshot = self.snapshot
-        wanted = not self.clock.generating or tick.token in self._tokens
+        wanted = not self.clock.generating or self._is_wanted(tick)
         if tick.forward == 0 and snapshot.tick is not None:
             snapshot.settle(tick)
         else:
@@ -165,12 +172,24 @@ class Observer:
         if self._cache is not None and wanted:
             self._cache.before(given)
 
+    def _is_wanted(self, tick: Tick) -> bool:
+        """Tell whether a token that a forward may decide is asked for."""
+        return any(tick.token + i in self._tokens for i in range(tick.drafted + 1))
+
+    def begin_drafts(self, length: int) -> None:
+        """Record nothing of the drafter, which may share modules; take the prompt's length."""
+        self.clock.set_prompt(length)
+        self._intake.recording = False
+
     def after_root(self, output: Any) -> None:
         """Take the output of a forward of the root module; None when it raised.
 
         By then the forward before it is on disk: a kill loses no more than one that has ended.
         """
         self._dump.flush(before=self.clock.forward)
+        if self._decisions is not None:
+            self._guarded(partial(self._see_verifying, self._decisions, output))
+            return
         if self._trace is not None and not self._stopped:
             self._guarded(partial(self._trace.see_logits, _logits(output)))
         if self._cache is not None and self.snapshot.tick is not None and not self._stopped:
@@ -183,6 +202,10 @@ class Observer:
 
     def see_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> None:
         """Take what the logits processor of the session sees."""
+        if self._decisions is not None:
+            if not self._stopped:
+                self._guarded(partial(self._decisions.see_scores, self.snapshot, scores))
+            return
         self.clock.set_prompt(ids.shape[1])
         if self._last_logits and self._logits is not None:
             self._guarded(self._take_logits)
@@ -192,13 +215,40 @@ class Observer:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
         last = ids[:, -1]
         chosen = last.tolist()
-        if self._trace is not None and not self._stopped:
-            self._guarded(partial(self._trace.see_token, self.clock.token, chosen))
-        if self.snapshot.tick is not None and not self._stopped:
-            self._guarded(partial(self._take, "token_ids", last))
+        if self._decisions is not None:
+            if not self._stopped:
+                self._guarded(partial(self._see_verified, self._decisions, ids))
+        elif not self._stopped:
+            self._see_chosen(last, chosen)
         self.clock.advance(ids.shape[1], chosen)
         self._guarded(self.snapshot.end)
         self._intake.recording = False
+
+    def _see_chosen(self, last: torch.Tensor, chosen: list[int]) -> None:
+        if self._trace is not None:
+            self._guarded(partial(self._trace.see_token, self.clock.token, chosen))
+        if self.snapshot.tick is not None and not self._stopped:
+            self._guarded(partial(self._take, "token_ids", last))
+
+    # --- speculative decoding: several tokens of one row at once ---------------------------------
+
+    def _see_verifying(self, decisions: DecisionRecorder, output: Any) -> None:
+        """Take what a verifying forward returned: its last columns are one for each token."""
+        if self._stopped or output is None:
+            return
+        logits = _logits(output)
+        if self._trace is not None:
+            self._trace.see_columns(logits, self.clock.drafted + 1)
+        if self._cache is not None and self.snapshot.tick is not None:
+            self._take_cache(self._cache, output)
+        decisions.see_logits(self.snapshot, logits)
+
+    def _see_verified(self, decisions: DecisionRecorder, ids: torch.Tensor) -> None:
+        """Take the ids that end in the tokens which a verifying forward decided."""
+        tick, accepted = self.clock.verify(ids.shape[1])
+        if self._trace is not None:
+            self._trace.see_tokens(tick, ids[0, -accepted - 1 :].tolist())
+        decisions.see_tokens(self.snapshot, tick, ids, accepted)
 
     def stop(self) -> None:
         """Record nothing more in this run."""

@@ -9,6 +9,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from hf_dumper.capture.copying import memmove
 from hf_dumper.capture.inputs import RootInputs
 from hf_dumper.capture.integers import Integers, Numbers
 from hf_dumper.capture.storable import PLAIN, is_literal
+from hf_dumper.capture.verifying import last_columns
 from hf_dumper.core.trace import Candidates, TokenTrace
 from hf_dumper.core.types import Tick
 
@@ -39,16 +41,25 @@ class _Inputs(NamedTuple):
 
 
 class _Token(NamedTuple):
-    """One token: its index, what went into its forwards, what was chosen [rows]."""
+    """One token: its index, what went into its forwards, what was chosen [rows].
+
+    `columns` are those of its one forward that came in for it, where it decided several tokens;
+    `accepted` is the number of drafts that it accepted, None without speculative decoding.
+    """
 
     token: int
     forwards: list[_Inputs]
     chosen: Sequence[int]
     logits_shape: tuple[int, ...] | None
+    columns: slice = slice(None)
+    accepted: int | None = None
 
 
 class _Logits(NamedTuple):
-    """The logits of the last column of a forward [rows, vocabulary], copied."""
+    """The logits of the last column of a forward [rows, vocabulary], copied.
+
+    Of a verifying forward, the rows are the last columns of its only row.
+    """
 
     memory: bytearray
     rows: int
@@ -58,6 +69,11 @@ class _Logits(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.rows * self.vocabulary * self.dtype.itemsize
+
+    def column(self, i: int) -> "_Logits":
+        """Return one of its rows, copied."""
+        width = self.vocabulary * self.dtype.itemsize
+        return self._replace(memory=self.memory[i * width : (i + 1) * width], rows=1)
 
 
 class TraceRecorder:
@@ -100,6 +116,33 @@ class TraceRecorder:
             self._waiting.append((len(self._tokens) - 1, logits))
             if self._is_full(_MOST + 1, _MOST_BYTES + logits.nbytes):
                 self.rank()
+
+    def see_columns(self, logits: torch.Tensor | None, count: int) -> None:
+        """Take the logits [1, columns, vocabulary] of a forward that decides up to `count` tokens.
+
+        Raises:
+            CaptureError: they have fewer columns.
+        """
+        self._shape = None if logits is None else tuple(logits.shape)
+        self._put_back()
+        if logits is not None and type(logits) in PLAIN:
+            columns = last_columns(logits, count).detach().transpose(0, 1).contiguous()
+            self._logits = self._copy_last(columns)
+
+    def see_tokens(self, tick: Tick, chosen: Sequence[int]) -> None:
+        """Take the ids that one forward of one row decided; `tick` is that forward's."""
+        (inputs,), self._inputs = self._inputs, []
+        logits, self._logits = self._logits, None
+        first = tick.cols - tick.drafted
+        for i, id_ in enumerate(chosen):
+            columns = slice(first + i - 1 if i else 0, first + i)
+            forwards, accepted = [inputs._replace(tick=tick)], len(chosen) - 1
+            token = _Token(tick.token + i, forwards, [id_], self._shape, columns, accepted)
+            self._tokens.append(token)
+            if logits is not None:
+                self._waiting.append((len(self._tokens) - 1, logits.column(i)))
+                if self._is_full(_MOST, _MOST_BYTES):
+                    self.rank()
 
     def _is_full(self, tokens: int, nbytes: int) -> bool:
         """Tell whether so many tokens wait, or so many bytes of logits like the last ones."""
@@ -194,21 +237,29 @@ class TraceRecorder:
 def _traced(taken: _Token, candidates: Candidates | None) -> TokenTrace:
     forwards = taken.forwards
     first, last = forwards[0], forwards[-1]
+    cut = partial(_cut, taken.columns)
+    past, verified = first.inputs.past, taken.accepted is not None
     return TokenTrace(
         token=taken.token,
         forward=last.tick.forward,
         phase=str(last.tick.phase),
         chosen=np.array(taken.chosen, np.int64),
-        input_ids=_together([_columns(f.inputs.ids, f.inputs) for f in forwards]),
-        position_ids=_together([_columns(f.inputs.position_ids, f.inputs) for f in forwards]),
-        mask=_together([_mask(f.inputs) for f in forwards]),
-        positions=_together([f.tick.positions for f in forwards]),
+        input_ids=cut(_together([_columns(f.inputs.ids, f.inputs) for f in forwards])),
+        position_ids=cut(_together([_columns(f.inputs.position_ids, f.inputs) for f in forwards])),
+        mask=cut(_together([_mask(f.inputs) for f in forwards])),
+        positions=cut(_together([f.tick.positions for f in forwards])),
         cache=first.inputs.cache,
-        cache_length=first.inputs.past,
+        cache_length=None if past is None else past + (taken.columns.start or 0),
         use_cache=first.use_cache if isinstance(first.use_cache, bool) else None,
         logits_shape=taken.logits_shape,
         candidates=candidates,
+        drafted=last.tick.drafted if verified else None,
+        accepted=taken.accepted,
     )
+
+
+def _cut(columns: slice, numbers: Numbers | None) -> Numbers | None:
+    return None if numbers is None else numbers[:, columns]
 
 
 def _columns(found: Integers | None, inputs: RootInputs) -> Numbers | None:

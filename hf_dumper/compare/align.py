@@ -6,12 +6,14 @@ have computed in twelve forwards of one row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
+from hf_dumper.compare.decided import decided_piece
 from hf_dumper.compare.pairs import Alone, Pair, Piece, Problem
 from hf_dumper.compare.plans import Plan, Planner, Stretch, clip, common_keys, last_position
-from hf_dumper.compare.problems import NO_AXES, other_shapes, skipped, skipped_by_either
+from hf_dumper.compare.problems import DRAFTS, NO_AXES, other_shapes, skipped, skipped_by_either
 from hf_dumper.compare.records import Layout, Rec, RunRecords, Side
 from hf_dumper.compare.rows import Match
 from hf_dumper.compare.views import Shape, is_one_per_row, shape_of
@@ -103,9 +105,11 @@ class RunAligner:
         keys = self._keys(record, shape, stretch, partner, other)
         if not _same_channels(shape, other) or (keys is None and shape.keys != other.keys):
             alike = np.array_equal(layout.positions, other_layout.positions)
-            # One column: rows x positions may as well be rows beside anything.
+            # One column: rows x positions may as well be rows beside anything, and a single value
+            # may stand for as many as there are columns.
             is_flat = ROW_POS in record.axes and min(layout.cols, other_layout.cols) > 1
-            is_told = is_flat or (POS in record.axes and shape.keys is None)
+            is_single = 1 in (prod(record.shape), prod(partner.shape))
+            is_told = is_flat or (POS in record.axes and shape.keys is None and not is_single)
             return other_shapes(record, partner, known=alike or is_told)
         clipped = clip(stretch, shape.offset, other.offset)
         if clipped is None:
@@ -159,9 +163,13 @@ class RunAligner:
         other = self._planner.runs[partner.run].layouts.get(partner.forward)
         if partner.status == SKIPPED:
             return skipped("candidate", partner)
+        if other is not None and (piece := decided_piece(record, partner, (layout, other), match)):
+            return [piece]
         plain = other is not None and is_one_per_row(partner, other)
         if other is None or not plain or not is_one_per_row(record, layout):
             return Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
+        if _takes_in_drafts(record, partner, (layout, other)):
+            return Problem(Verdict.NOT_COMPUTABLE, DRAFTS)
         if record.shape[1:] != partner.shape[1:]:
             alike = np.array_equal(layout.positions, other.positions)
             return other_shapes(record, partner, known=alike)
@@ -185,6 +193,8 @@ class RunAligner:
             found.problem = Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         if found.problem is None and record.shape != partner.shape:
             found.problem = other_shapes(record, partner, known=True)
+        if found.problem is None and _takes_in_drafts(record, partner, (layout,)):
+            found.problem = Problem(Verdict.NOT_COMPUTABLE, DRAFTS)
         if found.problem is None:
             found.pieces = [Piece("whole", 0, _ALL, None, partner, 0, _ALL)]
         return self._pair(record, layout, found)
@@ -219,7 +229,8 @@ class RunAligner:
         )
         pieces = () if found.problem else tuple(found.pieces)
         counts = found.truncated, found.missing
-        return Pair(record, found.partner, pieces, found.problem, same, *counts)
+        drafts = layout is not None and layout.rejected > 0  # as on the other side, if `same`
+        return Pair(record, found.partner, pieces, found.problem, same, *counts, drafts)
 
     def _settle_axes(self, record: Rec, layout: Layout | None, found: _Found) -> None:
         """Compare whole what two forwards of the same rows and columns hold, whatever the axes."""
@@ -227,6 +238,9 @@ class RunAligner:
         if partner is None or problem is None or problem.reason != NO_AXES or found.truncated:
             return
         if not self._planner.same_rows(layout, partner):
+            return
+        if _takes_in_drafts(record, partner, (layout,)):
+            found.problem = Problem(Verdict.NOT_COMPUTABLE, DRAFTS)
             return
         found.problem, found.missing = None, 0
         if record.shape == partner.shape:
@@ -247,6 +261,12 @@ class RunAligner:
 
     def _reason(self) -> str:
         return next((m.reason for m in self._matches if m.reason), "")
+
+
+def _takes_in_drafts(record: Rec, partner: Rec, layouts: Sequence[Layout | None]) -> bool:
+    """Tell whether values that are not of single columns mix in those of rejected drafts."""
+    drafted = any(layout is not None and layout.rejected for layout in layouts)
+    return drafted and (record.hash is None or record.hash != partner.hash)
 
 
 def _same_channels(shape: Shape, other: Shape) -> bool:

@@ -201,6 +201,8 @@ def _regime(
     options = [info.get("generation_config") or {} for info in (ours, theirs)]
     for name in ("prefill_chunk_size", "do_sample", "followed"):
         yield name, (options[0].get(name), options[1].get(name))
+    prompts = ours.get("prompt") or {}, theirs.get("prompt") or {}
+    yield "speculation", (prompts[0].get("drafter"), prompts[1].get("drafter"))
     facts = ours.get("regime") or {}, theirs.get("regime") or {}
     for name in sorted(facts[0].keys() | facts[1].keys()):
         yield name, (facts[0].get(name), facts[1].get(name))

@@ -58,7 +58,8 @@ class Pair:
 
     `same` tells that the two records hold the same rows and columns in the same places, so that
     their hashes and statistics speak of the same values. `truncated` counts rows x positions left
-    out after a first differing token, `missing` those that the candidate does not hold.
+    out after a first differing token, `missing` those that the candidate does not hold. `drafts`
+    tells that a forward also has columns of rejected drafts, which its statistics take in.
     """
 
     golden: Rec
@@ -68,6 +69,7 @@ class Pair:
     same: bool
     truncated: int
     missing: int
+    drafts: bool = False
 
     @property
     def identical(self) -> bool:

@@ -112,7 +112,9 @@ class RowPlaces:
                 break
             if number in self._beginnings[1:]:
                 found.clear()
-            found.append(layout.positions[self.row].astype(np.int64))
+            positions = layout.positions[self.row].astype(np.int64)
+            # What was rejected has left the cache before the next forward.
+            found.append(positions if number == forward else positions[positions >= -1])
         return np.concatenate(found)
 
     def _cover(self, forwards: list[int]) -> _Cover:

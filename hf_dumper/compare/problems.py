@@ -16,6 +16,9 @@ NO_AXES: Final = (
 )
 
 
+DRAFTS: Final = "its values take in rejected drafts, which may be others on the two sides"
+
+
 def skipped_by_either(record: Rec, partner: Rec) -> Problem | None:
     """Return that a side did not capture the values, None where both did."""
     for side, one in (("golden dump", record), ("candidate", partner)):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.statistics import FIELDS
 from hf_dumper.core.types import SKIPPED, TensorKey
+from hf_dumper.core.verified import Verified, verified_forwards
 from hf_dumper.errors import DumpFormatError
 
 _STRINGS: Final = (
@@ -25,8 +26,8 @@ _STRINGS: Final = (
 _KEPT_RUNS: Final = 4
 """Runs of a dump whose records stay in memory: a batch is asked for by each run of its rows."""
 
-_UNKNOWN: Final = -2
-"""A position that the mask does not tell; -1 is padding."""
+_UNKNOWN: Final = int(np.iinfo(np.int32).min)
+"""A position that the mask does not tell; -1 is padding, what is below a rejected draft."""
 
 NameKey = tuple[int, str, str, int, str]
 """What names a record within one forward: part, module, slot or param, call, op."""
@@ -82,15 +83,21 @@ class Rec(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The tokens of one forward: `positions` is int32 [rows, cols], -1 for padding.
 
-    `token` is the token that the forward predicts.
+    Rejected drafts have positions below that. `token` is the token that the forward predicts, the
+    first one where it decided several.
     """
 
     token: int
     positions: NDArray[np.int32]
+
+    @cached_property
+    def rejected(self) -> int:
+        """Number of columns that hold rejected drafts, under speculative decoding."""
+        return int((self.positions < -1).any(axis=0).sum()) if self.positions.size else 0
 
     @property
     def rows(self) -> int:
@@ -179,6 +186,12 @@ class Side:
                 self._statistics = {record.run: table.to_pylist()}
             found = self._statistics[record.run][record.number]
         return None if found["count"] is None else found
+
+    def verified(self, run: int) -> tuple[Verified, ...] | None:
+        """Return the verifying forwards of a run, None without speculative decoding."""
+        records = self.records(run)
+        columns = {n: (layout.cols, layout.rejected) for n, layout in records.layouts.items()}
+        return verified_forwards(self.info(run), records.forwards, columns)
 
     def tensor(self, record: Rec) -> torch.Tensor:
         """Return the values of a record, whose bytes are held against their hash once.

@@ -91,6 +91,9 @@ class Measurer:
         if not pair.same:
             reason = "only statistics, and the forwards of the two sides hold other rows or columns"
             return _problem(Problem(Verdict.NOT_COMPUTABLE, reason))
+        if pair.drafts and not pair.identical:
+            reason = "only statistics, which take in the columns of rejected drafts"
+            return _problem(Problem(Verdict.NOT_COMPUTABLE, reason))
         golden = self._golden.statistics(pair.golden)
         candidate = self._candidate.statistics(pair.candidate)
         if golden is None or candidate is None:

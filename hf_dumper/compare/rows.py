@@ -102,7 +102,7 @@ def _rows(side: Side, run: int) -> Iterator[Row]:
     for row in range(count):
         prompt = prompts[row // copies] if prompts and row // copies < len(prompts) else None
         ids = generated[row] if generated is not None and len(generated) == count else None
-        counted = _prefill_length(records, row)
+        counted = _prefill_length(records, row) - _accepted_at_first(side, run)
         known = prompt is not None and not is_pair
         start = len(prompt) if known and prompt is not None else counted
         yield Row(run, row, prompt, ids, start)
@@ -135,6 +135,11 @@ def _prefill_length(records: RunRecords, row: int) -> int:
         if layout.token == 0 and row < layout.rows and layout.cols
     ]
     return max(ends, default=0)
+
+
+def _accepted_at_first(side: Side, run: int) -> int:
+    """Return how many drafts the forward of token 0 accepted, which come after the prompt."""
+    return next((v.accepted for v in side.verified(run) or () if v.token == 0), 0)
 
 
 def _generated(side: Side, info: Mapping[str, Any], records: RunRecords) -> list[Ids] | None:

@@ -16,6 +16,7 @@ from hf_dumper.compare.rows import Match, Row
 from hf_dumper.compare.views import by_position, by_row, shape_of
 from hf_dumper.core.types import ROOT
 from hf_dumper.core.verdicts import TOKEN_SCHEMA, Verdict
+from hf_dumper.core.verified import covering
 
 IDENTICAL, TIE, DIVERGED = "identical", "tie", "diverged"
 SAMPLED = "both sides agree on the first choice, but another was sampled"
@@ -156,6 +157,7 @@ class _Logits:
     def __init__(self, side: Side, row: Row) -> None:
         self._side, self._row = side, row
         self._records = side.records(row.run)
+        self._verified = side.verified(row.run)
         self._forwards: dict[int, int] = {}
         for forward, token in self._records.forwards.items():
             self._forwards[token] = max(forward, self._forwards.get(token, -1))
@@ -171,27 +173,36 @@ class _Logits:
         return position > last
 
     def at(self, token: int) -> torch.Tensor | None:
-        """Return [1, vocabulary] of the last column of a token, None where there is none."""
-        forward = self._forwards.get(token)
+        """Return [1, vocabulary] of the column that decides a token, None where there is none."""
+        if self._verified is not None:
+            found = covering(self._verified, token)
+            return None if found is None else self._of(found.forward, found.columns_after(token))
+        return self._of(self._forwards.get(token), None)
+
+    def _of(self, forward: int | None, after: int | None) -> torch.Tensor | None:
+        """Return those of a forward, at its last position or before its last `after` columns."""
         layout = None if forward is None else self._records.layouts.get(forward)
         if forward is None or layout is None:
             return None
         for name in _SOURCES:
             record = self._records.by_forward[forward].get(name)
             if record is not None and record.has_values:
-                return self._view(record)
+                return self._view(record, after)
         return None
 
-    def _view(self, record: Rec) -> torch.Tensor | None:
+    def _view(self, record: Rec, after: int | None) -> torch.Tensor | None:
         layout = self._records.layouts[record.forward]
         shape = shape_of(record, layout)
+        held = layout.positions[self._row.row]
         position = last_position(layout, self._row.row)
+        if after is not None:
+            position = int(held[layout.cols - 1 - after])
         if position < 0 or len(shape.channels) != 1 or shape.kind == "whole":
             return None
         tensor = self._side.tensor(record)
         if shape.kind == "row":
             return by_row(tensor, self._row.row)
-        column = int(np.flatnonzero(layout.positions[self._row.row] == position)[0])
+        column = int(np.flatnonzero(held == position)[0])
         if column < shape.offset:
             return None
         return by_position(tensor, record, layout, self._row.row, slice(column, column + 1))

@@ -66,6 +66,10 @@ class TokenTrace:
         use_cache: As the model was given it, None where it was not.
         logits_shape: Shape of the logits that the model returned, None where it returned none.
         candidates: What there was to choose from, None where the logits cannot be read.
+        drafted: Drafts that its forward verified, None without speculative decoding.
+        accepted: How many of them were accepted, likewise.
+
+    Where one forward decided several tokens, each has the columns that came in for it.
     """
 
     token: int
@@ -81,3 +85,5 @@ class TokenTrace:
     use_cache: bool | None = None
     logits_shape: tuple[int, ...] | None = None
     candidates: Candidates | None = None
+    drafted: int | None = None
+    accepted: int | None = None

@@ -36,13 +36,19 @@ def _unknown() -> None:
     """Find no positions."""
 
 
+def rejected_position(positions: Positions) -> Positions:
+    """Return how positions of rejected drafts are written, -2 and below; the inverse of itself."""
+    return np.asarray(-2 - positions, np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """One forward of the root module.
 
     `token` is the index of the token that this forward predicts, 0 for the prefill and for a bare
     forward. `keep` is the model's `logits_to_keep` when positive: tensors whose position axis has
-    that length cover the last `keep` columns. `past` is the number of cached columns.
+    that length cover the last `keep` columns. `past` is the number of cached columns. The last
+    `drafted` columns hold drafts of the tokens after `token`, which the forward verifies.
     `find_positions` returns `positions`; it is called behind the forward, as a rule.
     """
 
@@ -55,12 +61,14 @@ class Tick:
     keep: int = 0
     past: int = 0
     find_positions: Callable[[], Positions | None] = _unknown
+    drafted: int = 0
 
     @property
     def positions(self) -> Positions | None:
         """Number of unmasked tokens before each token of this forward in its row, -1 for padding.
 
         Int32 [rows, cols]; None where the model takes no token columns or its mask does not tell.
+        A draft that was rejected has the `rejected_position` of where it would have stood.
         """
         return self.find_positions()
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from hf_dumper.capture.adapters import base_of
 from hf_dumper.capture.generation import FollowTokens
 from hf_dumper.capture.seeding import seeded
+from hf_dumper.capture.speculation import ASSISTANT, OTHER_TOKENIZER
 from hf_dumper.config import RAISE, DumpConfig
 from hf_dumper.core.types import ROOT
 from hf_dumper.diagnose.changes import Change, changes_of_manifest, changes_of_run
@@ -190,6 +191,9 @@ def _why_not(golden: NativeReader, info: Mapping[str, Any]) -> str:
     seed = golden.manifest["identity"]["dump_config"].get("seed")
     if sampled and seed is None and info.get("followed") is None:
         return "it drew its tokens at random without a seed of the dump, so it cannot be repeated"
+    drafter = (info.get("prompt") or {}).get("drafter")
+    if drafter in (ASSISTANT, OTHER_TOKENIZER):
+        return f"its tokens were drafted by an {drafter}, which the dump does not have"
     return ""
 
 

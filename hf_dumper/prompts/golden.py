@@ -50,6 +50,9 @@ _MADE: Final = (
 )
 """Inputs of the root module that `generate()` makes of those."""
 
+_DRAFTING: Final = ("prompt_lookup_num_tokens", "assistant_early_exit")
+"""Options of speculative decoding, which changes no token; tokens are followed one at a time."""
+
 _NEUTRAL: Final = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 """Sampling that changes no score."""
 
@@ -161,6 +164,7 @@ def _options(info: Mapping[str, Any], rows: int) -> dict[str, Any]:
     made: Mapping[str, Any] = info.get("generation_config") or {}
     options = {name: made[name] for name in _REPEATED if name in made}
     options |= {name: made.get(name) for name in ("eos_token_id", "pad_token_id")}
+    options |= dict.fromkeys(_DRAFTING)
     several = len(info["generated_ids"]) // rows
     if several > 1:  # generate() repeats rows only when it samples: from the one token it is given
         options |= {"num_return_sequences": several, **_NEUTRAL}

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hf_dumper.core.types import ALIASED, STORED
 from hf_dumper.report.numbers import NOTHING, plural, size
-from hf_dumper.report.records import IndexedReader, ranges
+from hf_dumper.report.records import IndexedReader, ranges, tokens
 
 _PARTS = {0: "inputs", 1: "outputs", 2: "inputs and outputs"}
 _ARROW = " → "
@@ -50,7 +50,7 @@ def summary(reader: IndexedReader, run: int) -> dict[str, Any]:
         "complete": info.get("complete") is True,
         "incomplete": _why(info),
         "kind": info.get("kind"),
-        "tokens": sorted(pc.unique(table.column("token")).to_pylist()),
+        "tokens": tokens(reader, run),
         "generated": max(map(len, answers), default=0) if answers is not None else None,
         "forwards": len(pc.unique(table.column("forward"))),
         "records": table.num_rows,

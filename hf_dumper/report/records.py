@@ -10,7 +10,9 @@ import torch
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.statistics import FIELDS, describe
 from hf_dumper.core.types import TensorKey
+from hf_dumper.core.verified import Verified, covering
 from hf_dumper.errors import KeyNotFoundError
+from hf_dumper.store.verified import verified_run
 
 OnProgress = Callable[[int, int], None]
 """Is told how many of how many tensors have been described."""
@@ -61,7 +63,18 @@ class Entry(NamedTuple):
 
 def tokens(reader: IndexedReader, run: int) -> list[int]:
     """Return the tokens of which a run has records, ascending."""
-    return sorted(pc.unique(reader.index(run).column("token")).to_pylist())
+    table = reader.index(run)
+    recorded = set(pc.unique(table.column("token")).to_pylist())
+    forwards = set(pc.unique(table.column("forward")).to_pylist())
+    for verified in _verified(reader, run):
+        if verified.forward in forwards:
+            recorded.update(range(verified.token, verified.token + verified.accepted + 1))
+    return sorted(recorded)
+
+
+def _verified(reader: IndexedReader, run: int) -> tuple[Verified, ...]:
+    info = reader.run_info(run)
+    return verified_run(info, lambda: reader.index(run), lambda: reader.positions(run)) or ()
 
 
 def entries(
@@ -74,7 +87,8 @@ def entries(
 ) -> list[Entry]:
     """Return the records of a token, of all for None, in the order in which the modules begin.
 
-    Statistics that the dump lacks are computed of the stored values.
+    Where one forward decided several tokens, its records are those of each of them. Statistics
+    that the dump lacks are computed of the stored values.
 
     Raises:
         KeyNotFoundError: the run has no such token; the message lists those it has.
@@ -85,10 +99,14 @@ def entries(
         if have and token not in have:
             msg = f"Run {run} has no token {token}. Recorded: {ranges(have)}."
             raise KeyNotFoundError(msg)
-        table = table.filter(pc.equal(table.column("token"), token))
+        decided = covering(_verified(reader, run), token)
+        first = token if decided is None else decided.token
+        table = table.filter(pc.equal(table.column("token"), first))
     if modules is not None:
         table = table.filter(pc.is_in(table.column("module"), pa.array(list(modules), pa.utf8())))
     found = [_entry(row) for row in table.sort_by(_ORDER).to_pylist()]
+    if token is not None:
+        found = [entry._replace(token=token) for entry in found]
     return _described(reader, found, on_progress)
 
 

@@ -114,6 +114,8 @@ def _forward(row: Mapping[str, Any]) -> str:
         parts.append(f"use_cache={row['use_cache']}")
     if row["logits_shape"] is not None:
         parts.append(f"logits {tuple(row['logits_shape'])}")
+    if row["drafted"]:
+        parts.append(f"{row['accepted']} of {plural(row['drafted'], 'draft')} accepted")
     return ", ".join(parts)
 
 

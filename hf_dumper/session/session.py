@@ -29,6 +29,7 @@ from hf_dumper.capture.modes import (
 )
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.saved import check_saved
+from hf_dumper.capture.speculation import DRAFT_FORWARD, Speculation
 from hf_dumper.capture.targets import select_modules
 from hf_dumper.config import INPUTS, OUTPUTS, STATISTICS, DumpConfig
 from hf_dumper.core.selection import parse_tokens
@@ -98,6 +99,7 @@ class DumpSession(HookOwner):
         self._criteria = DumpStoppingCriteria(self._on_token)
         self._paused = 0
         self._depth = 0
+        self._drafting = 0
         self._outer_error: BaseException | None = None
         self._hooks = ExitStack()
         self._closed = False
@@ -263,11 +265,14 @@ class DumpSession(HookOwner):
             "length": plan.limit.facts(None),
         }
         prompt = prompt_facts(call.values, self._tokenizer)
+        if plan.drafter is not None:
+            prompt["drafter"] = plan.drafter
         if not self._begin("generate", prompt, plan.max_new_tokens):
             with self.pause():
                 yield lambda _result: None
             return
-        self._observer.start_generation(plan.eos)
+        speculation = None if plan.drafter is None else Speculation(plan.drafter)
+        self._observer.start_generation(plan.eos, speculation)
         error: BaseException | None = None
         try:
             yield lambda result: facts.update(self._result(result, plan))
@@ -275,8 +280,24 @@ class DumpSession(HookOwner):
             error = raised_error
             raise
         finally:
+            if speculation is not None:
+                facts["speculation"] = speculation.facts()
             self._end(facts, error)
         self._warn_missed(facts.get("generated_tokens"))
+
+    def begin_drafts(self, length: int) -> None:
+        """Learn that a drafter is about to run, and how long the ids of the prompt are."""
+        if self._runs.is_here and not self._paused:
+            self._observer.begin_drafts(length)
+
+    @contextmanager
+    def watch_draft(self) -> Iterator[None]:
+        """Count the forwards of the block, which draft tokens, and record nothing of them."""
+        self._drafting += 1
+        try:
+            yield
+        finally:
+            self._drafting -= 1
 
     # --- hooks and callbacks ---------------------------------------------------------------------
 
@@ -288,6 +309,9 @@ class DumpSession(HookOwner):
         if self._runs.is_open and not self._runs.is_here:
             msg = "Another thread runs the model while it is being dumped; use one thread."
             raise CaptureError(msg)
+        if self._drafting:
+            self._observer.snapshot.skip(DRAFT_FORWARD)
+            return
         self._depth += 1
         if self._depth > 1 and not self._was_interrupted():
             return
@@ -299,7 +323,7 @@ class DumpSession(HookOwner):
         self._observer.before_root(args, kwargs)
 
     def _after_root(self, _module: torch.nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        if self._closed or not self._depth or not self._runs.is_here:
+        if self._closed or self._drafting or not self._depth or not self._runs.is_here:
             return
         self._depth -= 1
         if self._depth:

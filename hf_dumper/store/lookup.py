@@ -69,6 +69,10 @@ class Lookup:
         """Return the number of records."""
         return int(self._table.num_rows)
 
+    def __contains__(self, token: int) -> bool:
+        """Tell whether a record has a token."""
+        return bool((self._values["token"] == token).any())
+
     def tokens(self) -> int:
         """Return the number of different tokens."""
         return int(np.unique(self._values["token"]).size)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from hf_dumper.core.types import ROOT, SKIPPED, TensorKey
+from hf_dumper.core.verified import Verified, covering
 from hf_dumper.errors import DumpNotFoundError, KeyNotFoundError
 from hf_dumper.store import layout
 from hf_dumper.store.assemble import Part, join, select_row
@@ -21,6 +22,7 @@ from hf_dumper.store.manifest import is_dump, read_manifest
 from hf_dumper.store.mapping import ShardMaps
 from hf_dumper.store.run_reader import RunReader
 from hf_dumper.store.show import as_html, as_text
+from hf_dumper.store.verified import ending_at
 from hf_dumper.store.weights import Weights, native_weights
 
 
@@ -113,12 +115,16 @@ class NativeReader:
         A token whose prompt was fed in several forwards is joined along its position axis, unless
         `forward` picks one of them. `row` picks one row of the batch and drops that axis.
 
+        Under speculative decoding one forward decides several tokens: what it holds is cut, along
+        its position axis, at the column that decided this one. With `forward` it comes whole.
+
         Raises:
             KeyNotFoundError: there is no such tensor, or its values were not kept.
         """
         reader = self._run(run)
         module = _module(module)
-        wanted: dict[str, int] = {"token": token}
+        decided = self._decided(reader, token, forward)
+        wanted: dict[str, int] = {"token": token if decided is None else decided.token}
         if forward is not None:
             wanted["forward"] = forward
         rank = min(reader.ranks(), default=0)
@@ -132,6 +138,8 @@ class NativeReader:
             ],
             what,
         )
+        if decided is not None and forward is None:
+            part = ending_at(part, module, slot, decided.columns_after(token), what)
         return part.tensor if row is None else select_row(part, row, what)
 
     def load_key(self, key: TensorKey) -> torch.Tensor:
@@ -220,6 +228,20 @@ class NativeReader:
                 raise KeyNotFoundError(msg)
             self._runs[run] = self._open(run)
         return self._runs[run]
+
+    def _decided(self, reader: RunReader, token: int, forward: int | None) -> Verified | None:
+        """Return the verifying forward that decided a token, None without speculative decoding."""
+        if reader.verified is None:
+            return None
+        found = covering(reader.verified, token)
+        if found is None and forward is None and token in reader.lookup:
+            msg = (
+                f"Token {token} of run {reader.run} is of a forward that verified drafts, and as "
+                "the run was cut off there, which of its columns decided it is not known. Pass "
+                "forward=... for all of them."
+            )
+            raise KeyNotFoundError(msg)
+        return found if found is None or forward in (None, found.forward) else None
 
     def _only_run(self) -> int:
         runs = self.runs()

@@ -29,7 +29,7 @@ from hf_dumper.errors import DumpFormatError, KeyNotFoundError
 from hf_dumper.store.dtypes import bytes_of
 
 _BATCH_BYTES: Final = 16 << 20
-_UNKNOWN: Final = -2
+_UNKNOWN: Final = int(np.iinfo(np.int32).min)
 """A position that the mask does not tell."""
 
 _OWN_FACTS: Final = frozenset(

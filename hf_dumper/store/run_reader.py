@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from hf_dumper.core.verified import Verified
 from hf_dumper.errors import DumpNotFoundError
 from hf_dumper.store import layout
 from hf_dumper.store.assemble import Extent, extents
@@ -15,6 +16,7 @@ from hf_dumper.store.files import read_json
 from hf_dumper.store.lookup import COLUMNS, TEXTS, Lookup
 from hf_dumper.store.tables import encode, read_parquet, read_stream
 from hf_dumper.store.trace import read_predictions, read_trace
+from hf_dumper.store.verified import verified_run
 
 
 class RunReader:
@@ -80,6 +82,11 @@ class RunReader:
     def extents(self) -> dict[int, Extent]:
         """Size of the input of each forward."""
         return dict(extents(self.positions()))
+
+    @cached_property
+    def verified(self) -> tuple[Verified, ...] | None:
+        """The verifying forwards of speculative decoding, None without it."""
+        return verified_run(self.info(), partial(self.index, ("forward", "token")), self.positions)
 
     def _table(
         self,

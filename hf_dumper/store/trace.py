@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from hf_dumper.core.trace import TokenTrace
-from hf_dumper.errors import KeyNotFoundError
+from hf_dumper.errors import DumpFormatError, KeyNotFoundError
 from hf_dumper.store.tables import read_parquet, write_parquet
 
 TRACE: Final = "trace.parquet"
@@ -34,8 +34,13 @@ TRACE_SCHEMA: Final = pa.schema(
         ("chosen_id", pa.int64()),
         ("chosen_probability", pa.float64()),
         ("chosen_rank", pa.int64()),
+        ("drafted", pa.int32()),
+        ("accepted", pa.int32()),
     ]
 )
+
+_BEFORE_DRAFTS: Final = pa.schema(list(TRACE_SCHEMA)[:-2])
+"""The columns of traces that were written before speculative decoding was followed."""
 
 PREDICTIONS: Final = "prompt_predictions.parquet"
 
@@ -78,13 +83,26 @@ def read_trace(folder: Path, what: str) -> pa.Table:
         DumpFormatError: the file is damaged.
     """
     try:
-        return read_parquet(folder / TRACE, TRACE_SCHEMA)
+        return _read_trace(folder / TRACE)
     except FileNotFoundError as error:
         msg = (
             f"{what} has no trace: it is no generate() that went on to its end, or an older "
             "release wrote it. Its run_info() has the ids of prompt and result."
         )
         raise KeyNotFoundError(msg) from error
+
+
+def _read_trace(file: Path) -> pa.Table:
+    try:
+        return read_parquet(file, TRACE_SCHEMA)
+    except DumpFormatError as error:
+        try:
+            table = read_parquet(file, _BEFORE_DRAFTS)
+        except DumpFormatError:
+            raise error from None
+    for field in list(TRACE_SCHEMA)[-2:]:
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _rows(trace: TokenTrace) -> Iterator[dict[str, Any]]:
@@ -96,6 +114,8 @@ def _rows(trace: TokenTrace) -> Iterator[dict[str, Any]]:
         "cache_length": trace.cache_length,
         "use_cache": trace.use_cache,
         "logits_shape": trace.logits_shape,
+        "drafted": trace.drafted,
+        "accepted": trace.accepted,
     }
     known = {name: getattr(trace, name) for name in _PER_ROW}
     arrays = {name: array.tolist() for name, array in known.items() if array is not None}

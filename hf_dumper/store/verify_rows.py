@@ -54,9 +54,6 @@ def check_positions(
         size = (group["row_max"] + 1) * (group["column_max"] + 1)
         if min(group["row_min"], group["column_min"]) or size != group["row_count"]:
             findings.add(file, f"forward {group['forward']} is no whole grid of rows and columns")
-    lowest = pc.min(positions.column("position")).as_py()
-    if lowest is not None and lowest < -1:
-        findings.add(file, f"it has the position {lowest}; padding is -1")
     if index is None or not positions.num_rows:
         return
     known = pc.unique(positions.column("forward"))

@@ -9,12 +9,14 @@ import pyarrow.compute as pc
 
 from hf_dumper.core.digests import DIGEST, is_sealed
 from hf_dumper.core.types import ALIASED, SKIPPED, STORED
-from hf_dumper.errors import DumpError, DumpNotFoundError
+from hf_dumper.core.verified import verified_forwards
+from hf_dumper.errors import DumpError, DumpFormatError, DumpNotFoundError
 from hf_dumper.store import layout
 from hf_dumper.store.files import file_digest, read_json
 from hf_dumper.store.findings import Findings
 from hf_dumper.store.tables import read_parquet, read_stream
 from hf_dumper.store.trace import TRACE
+from hf_dumper.store.verified import columns_of_forwards
 from hf_dumper.store.verify_rows import check_positions, check_rows
 from hf_dumper.store.verify_shards import check_shards
 
@@ -40,6 +42,7 @@ def check_run(dump: Path, run: int, findings: Findings) -> None:
     for index, positions in tables:
         if index is not None and positions is not None:
             _check_sums(folder / layout.RUN, info, index, positions, findings)
+            _check_rejected(folder / layout.RUN, info, positions, findings)
 
 
 def _facts(folder: Path, run: int, findings: Findings) -> tuple[dict[str, Any] | None, bool]:
@@ -158,6 +161,25 @@ def _check_sums(
     silent = bool(placed - indexed) or not placed
     tokens = len(_distinct(index, "token"))
     _check_at_least(file, "tokens", info.get("tokens"), tokens, not silent, findings)
+
+
+def _check_rejected(
+    file: Path, info: Mapping[str, Any], positions: pa.Table, findings: Findings
+) -> None:
+    """Check the drafts that each forward rejected against its positions below -1."""
+    try:
+        listed = verified_forwards(info, {}, {}) or ()
+    except DumpFormatError as error:
+        findings.add(file, str(error))
+        return
+    said = {verified.forward: verified.rejected for verified in listed}
+    match (info.get("speculation") or {}).get("undecided"):
+        case [int(forward), int(), int(drafted)]:  # of which none was accepted
+            said[forward] = drafted
+    for forward, (_, found) in columns_of_forwards(positions).items():
+        if said.get(forward, 0) != found:
+            what = f"{found} positions below -1, and {said.get(forward, 0)} rejected drafts"
+            findings.add(file, f"forward {forward} has {what}")
 
 
 def _check_count(file: Path, name: str, said: object, found: object, findings: Findings) -> None:

@@ -33,7 +33,6 @@ REFUSED = {
     "beams": {"num_beams": 2},
     "sampled beams": {"num_beams": 2, "do_sample": True},
     "group beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
-    "prompt lookup": {"prompt_lookup_num_tokens": 2},
     "guidance": {"guidance_scale": 1.5},
     "static cache": {"cache_implementation": "static"},
     "offloaded static cache": {"cache_implementation": "offloaded_static"},
@@ -87,10 +86,6 @@ def test_after_a_refusal_the_model_generates_and_is_dumped(model, tmp_path, name
     with open_dump(tmp_path) as reader:
         assert reader.runs() == (0,)
         assert reader.run_info(0)["complete"]
-
-
-def test_an_assistant_model_is_refused(model, tiny_llama, forwards, tmp_path):
-    refused(model, tmp_path, {"assistant_model": tiny_llama(1)})
 
 
 def test_a_static_cache_object_is_refused(model, tmp_path):
