@@ -16,6 +16,7 @@ _KNOWN = frozenset(
     {
         *("keys", "values", "conv_states", "recurrent_states"),
         *("cumulative_length", "_sliding_window_tensor"),  # sizes
+        "_pending_beam_idx",  # how rows will have changed places when they are next read
     }
 )
 """Attributes of cache layers whose tensors are recorded, or are no part of what is cached."""
@@ -96,16 +97,13 @@ def _length(layer: Any) -> int:
 def _added(
     name: str, layer: Any, before: int, rows: int, columns: tuple[int, str]
 ) -> Iterator[Cached | str]:
-    if getattr(layer, "_quantized_keys", None) is not None:
-        yield f"cache: keys and values of a {type(layer).__name__} are quantised"
-        return
     length = _length(layer)
     added = length - before
     if added < 0:
         yield f"cache: a {type(layer).__name__} became shorter in a forward"
     if added <= 0:
         return
-    for slot, tensor in (("key", layer.keys), ("value", layer.values)):
+    for slot, tensor in _held(layer, added):
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
             yield f"cache: the {slot}s of a {type(layer).__name__} have no four axes"
             continue
@@ -115,6 +113,21 @@ def _added(
         position = columns[1] if added == columns[0] else OTHER
         axes = ",".join((_row(tensor, rows), OTHER, position, OTHER))
         yield Cached(f"kv.{name}.{slot}", axes, part)
+
+
+def _held(layer: Any, added: int) -> Iterator[tuple[str, Any]]:
+    """Yield keys and values by name; where the added ones are quantised already, dequantised.
+
+    A quantised layer keeps its last ones as they are until there are enough of them.
+    """
+    for slot in ("key", "value"):
+        tensor = getattr(layer, f"{slot}s")
+        quantised = getattr(layer, f"_quantized_{slot}s", None)
+        is_plain = isinstance(tensor, torch.Tensor) and tensor.ndim == 4
+        if quantised is None or (is_plain and tensor.shape[2] >= added):
+            yield slot, tensor
+        else:
+            yield slot, layer._dequantize(quantised)
 
 
 def _states(name: str, layer: Any, rows: int) -> Iterator[Cached]:

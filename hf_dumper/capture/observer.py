@@ -12,16 +12,20 @@ from typing import Any, Protocol
 
 import torch
 
+from hf_dumper.capture.beams import BeamRows
 from hf_dumper.capture.caches import CacheReader
 from hf_dumper.capture.clock import TokenClock
+from hf_dumper.capture.facts import is_stop_deferred
+from hf_dumper.capture.guidance import runs_aside
 from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
 from hf_dumper.capture.saved import SavePlaces
 from hf_dumper.capture.snapshot import Snapshot
+from hf_dumper.capture.static_masks import Generated
 from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
 from hf_dumper.capture.trace import TraceRecorder
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
-from hf_dumper.core.trace import TokenTrace
+from hf_dumper.core.trace import NO_ID, TokenTrace
 from hf_dumper.core.types import ROOT, Batch
 from hf_dumper.errors import CaptureError
 
@@ -74,6 +78,8 @@ class Observer:
         self.clock = TokenClock()
         self.inputs: RootInputs | None = None
         self.failure: Exception | None = None
+        self.beams: BeamRows | None = None
+        self._surplus = range(0)
         self.left_out = 0
         self._stopped = False
         self._modules = modules
@@ -84,6 +90,8 @@ class Observer:
         self._device = device
         self._values = values
         self._trace: TraceRecorder | None = None
+        self._makes_masks = False
+        self._is_aside = False
         self._places: SavePlaces | None = None
         self._cache = CacheReader() if cache else None
         self._intake = new_intake()
@@ -112,6 +120,7 @@ class Observer:
         self.inputs = None
         self._logits = None
         self._trace = None
+        self._surplus = range(0)
         self._places = None
         self._dump = dump
         self.snapshot = Snapshot(
@@ -125,9 +134,18 @@ class Observer:
         )
         self.run = run
 
-    def start_generation(self, eos: frozenset[int]) -> None:
-        """Record from now on: an encoder or vision tower runs before the first forward."""
-        self.clock.open_run(self.run, generating=True, eos=eos)
+    def start_generation(
+        self, eos: frozenset[int], *, makes_masks: bool = True, beams: int = 1
+    ) -> None:
+        """Record from now on: an encoder or vision tower runs before the first forward.
+
+        `makes_masks` tells that masks of four axes are made by `generate()`, of one of two. With
+        more than one of `beams` rows change places, and none of those in progress has ended.
+        """
+        self.beams = BeamRows(beams) if beams > 1 else None
+        ends = frozenset() if self.beams else eos
+        self.clock.open_run(self.run, generating=True, eos=ends)
+        self._makes_masks, self._is_aside = makes_masks, False
         self._trace = TraceRecorder()
         self._intake.stamp += 1
         if 0 in self._tokens:
@@ -137,6 +155,8 @@ class Observer:
     def start_forward(self) -> None:
         """Start a run that is one bare forward."""
         self.clock.open_run(self.run, generating=False)
+        self._makes_masks = self._is_aside = False
+        self.beams = None
 
     def before_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the arguments of a forward of the root module."""
@@ -147,10 +167,15 @@ class Observer:
 
     def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = named_arguments(self.model, args, kwargs)
-        inputs = read_inputs(self.model, args, given)
+        clock, snapshot = self.clock, self.snapshot
+        aside = self._is_aside = clock.generating and runs_aside()
+        inputs = read_inputs(
+            self.model, args, given, seen=clock.columns(aside=aside), generated=self._generated()
+        )
         self.inputs = self.inputs or inputs
-        tick = self.clock.tick(inputs)
-        snapshot = self.snapshot
+        tick = clock.tick(inputs, aside=aside)
+        if aside and self._last_logits and self._logits is not None:
+            self._take_logits()  # those of the sequence, while its forward is open
         wanted = not self.clock.generating or tick.token in self._tokens
         if tick.forward == 0 and snapshot.tick is not None:
             snapshot.settle(tick)
@@ -160,10 +185,15 @@ class Observer:
             if wanted:
                 snapshot.begin(tick)
         self._intake.recording = wanted and not self._last_logits
-        if self._trace is not None:
+        if self._trace is not None and not aside:
             self._trace.see_inputs(tick, inputs, given.get("use_cache"))
         if self._cache is not None and wanted:
             self._cache.before(given)
+
+    def _generated(self) -> Generated:
+        if not self._makes_masks:
+            return Generated.NO
+        return Generated.DECODE if self.clock.token else Generated.PROMPT
 
     def after_root(self, output: Any) -> None:
         """Take the output of a forward of the root module; None when it raised.
@@ -171,11 +201,12 @@ class Observer:
         By then the forward before it is on disk: a kill loses no more than one that has ended.
         """
         self._dump.flush(before=self.clock.forward)
-        if self._trace is not None and not self._stopped:
+        if self._trace is not None and not self._is_aside and not self._stopped:
             self._guarded(partial(self._trace.see_logits, _logits(output)))
         if self._cache is not None and self.snapshot.tick is not None and not self._stopped:
             self._guarded(partial(self._take_cache, self._cache, output))
-        if self._last_logits and self.snapshot.tick is not None and not self._stopped:
+        wants_logits = self._last_logits and not self._is_aside
+        if wants_logits and self.snapshot.tick is not None and not self._stopped:
             logits = _logits(output)
             self._logits = None if logits is None else logits.detach()
             if not self.clock.generating:
@@ -184,21 +215,40 @@ class Observer:
     def see_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> None:
         """Take what the logits processor of the session sees."""
         self.clock.set_prompt(ids.shape[1])
-        if self._last_logits and self._logits is not None:
+        if self.beams is not None and not self._stopped:
+            self._guarded(partial(self._see_beams, self.beams, ids))
+        if self._last_logits and self.snapshot.tick is not None and not self._stopped:
             self._guarded(self._take_logits)
             self._guarded(lambda: self._take("scores", scores))
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
         last = ids[:, -1]
-        chosen = last.tolist()
-        if self._trace is not None and not self._stopped:
+        # With beams these are the candidates, and which of them become rows is seen a token later.
+        chosen = last.tolist() if self.beams is None else ()
+        if self._trace is not None and not self._stopped and self.beams is None:
             self._guarded(partial(self._trace.see_token, self.clock.token, chosen))
         if self.snapshot.tick is not None and not self._stopped:
             self._guarded(partial(self._take, "token_ids", last))
         self.clock.advance(ids.shape[1], chosen)
         self._guarded(self.snapshot.end)
         self._intake.recording = False
+
+    def _see_beams(self, beams: BeamRows, ids: torch.Tensor) -> None:
+        parents = beams.see(ids)
+        if self._trace is not None:
+            self._trace.see_token(self.clock.token, [NO_ID] * len(parents), parents)
+
+    def discard_surplus(self, result: Any, tokens: int | None) -> dict[str, Any]:
+        """Leave out what `generate()` computed after its last token; return what run.json tells.
+
+        Where it asks whether to stop a token late (MPS, transformers 5.23), it takes back the token
+        and its forward; the records of the forward stay, under the index of that token.
+        """
+        if not is_stop_deferred(result) or self.beams is not None or tokens is None:
+            return {}
+        self._surplus = range(tokens, self.clock.token)
+        return {"discarded_tokens": list(self._surplus)}
 
     def stop(self) -> None:
         """Record nothing more in this run."""
@@ -235,7 +285,8 @@ class Observer:
         """Return the tokens that were generated in the run, once its batches are written."""
         if self._trace is not None:
             try:
-                return self._trace.tokens()
+                found = self._trace.tokens()
+                return tuple(t for t in found if t.token not in self._surplus)
             except Exception as error:  # whatever went wrong behind the forwards
                 self._fail(error)
         return ()

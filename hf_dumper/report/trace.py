@@ -143,6 +143,8 @@ def _chosen(row: Mapping[str, Any], batch: int) -> Text:
     line = Text(_INDENT)
     if batch > 1:
         line.append(f"row {row['row']}  ", "dim")
+    if row["chosen_id"] is None:  # beams: what comes of the row is told by the next token's rows
+        return line.append(f"continues row {row['parent']} of the token before", "dim")
     line.append(name or str(row["chosen_id"]), "green")
     told = [f"id {row['chosen_id']}"] if name else []
     position = row["positions"][-1] if row["positions"] else None

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from hf_dumper.core.trace import TokenTrace
-from hf_dumper.errors import KeyNotFoundError
+from hf_dumper.errors import DumpFormatError, KeyNotFoundError
 from hf_dumper.store.tables import read_parquet, write_parquet
 
 TRACE: Final = "trace.parquet"
@@ -37,6 +37,11 @@ TRACE_SCHEMA: Final = pa.schema(
     ]
 )
 
+PARENT: Final = "parent"
+
+BEAM_SCHEMA: Final = TRACE_SCHEMA.append(pa.field(PARENT, pa.int32()))
+"""With beams, a row says which row of the token before it continues."""
+
 PREDICTIONS: Final = "prompt_predictions.parquet"
 
 PREDICTIONS_SCHEMA: Final = pa.schema(
@@ -54,6 +59,8 @@ PREDICTIONS_SCHEMA: Final = pa.schema(
     ]
 )
 
+_OF_CHOSEN: Final = ("chosen_id", "chosen_probability", "chosen_rank")
+
 _PER_ROW: Final = ("input_ids", "position_ids", "mask", "positions")
 
 
@@ -62,7 +69,8 @@ def trace_table(tokens: Sequence[TokenTrace | Mapping[str, Any]]) -> pa.Table:
     rows = [
         row for token in tokens for row in ([token] if isinstance(token, Mapping) else _rows(token))
     ]
-    return pa.Table.from_pylist(rows, TRACE_SCHEMA)
+    has_beams = any(row.get(PARENT) is not None for row in rows)
+    return pa.Table.from_pylist(rows, BEAM_SCHEMA if has_beams else TRACE_SCHEMA)
 
 
 def write_trace(folder: Path, table: pa.Table, *, durable: bool = False) -> None:
@@ -78,7 +86,10 @@ def read_trace(folder: Path, what: str) -> pa.Table:
         DumpFormatError: the file is damaged.
     """
     try:
-        return read_parquet(folder / TRACE, TRACE_SCHEMA)
+        try:
+            return read_parquet(folder / TRACE, TRACE_SCHEMA)
+        except DumpFormatError:
+            return read_parquet(folder / TRACE, BEAM_SCHEMA)
     except FileNotFoundError as error:
         msg = (
             f"{what} has no trace: it is no generate() that went on to its end, or an older "
@@ -101,7 +112,10 @@ def _rows(trace: TokenTrace) -> Iterator[dict[str, Any]]:
     arrays = {name: array.tolist() for name, array in known.items() if array is not None}
     for row, chosen in enumerate(trace.chosen.tolist()):
         own = {name: lists[row] for name, lists in arrays.items()}
-        yield {**shared, **own, **_choice(trace, row), "row": row, "chosen_id": chosen}
+        own |= {"row": row, "chosen_id": chosen, **_choice(trace, row)}
+        if trace.parents is not None:
+            own |= {PARENT: int(trace.parents[row]), **dict.fromkeys(_OF_CHOSEN)}
+        yield {**shared, **own}
 
 
 def _choice(trace: TokenTrace, row: int) -> dict[str, Any]:
