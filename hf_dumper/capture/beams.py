@@ -33,7 +33,10 @@ class BeamRows:
         """
         sequences = [tuple(row) for row in ids.tolist()]
         items = [row // self.count for row in range(len(sequences))]
-        parents = [self._parent(item, row, ids) for row, (item, ids) in enumerate(zip(items, sequences, strict=True))]
+        parents = [
+            self._parent(item, row, ids)
+            for row, (item, ids) in enumerate(zip(items, sequences, strict=True))
+        ]
         self._known = {}
         for row, key in enumerate(zip(items, sequences, strict=True)):
             self._known.setdefault(key, row)

@@ -121,7 +121,9 @@ def _positions(
     ended: Sequence[int],
     known: tuple[int, Callable[[], Counts | None]] | None,
 ) -> Positions | None:
-    found = _later_positions(inputs, past, known) if inputs.goes_on else _own_positions(inputs, past)
+    found = (
+        _later_positions(inputs, past, known) if inputs.goes_on else _own_positions(inputs, past)
+    )
     if found is not None and len(ended) == inputs.rows:
         columns = np.arange(past, past + inputs.cols)
         found[columns[None, :] >= np.array(ended)[:, None]] = -1

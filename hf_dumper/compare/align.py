@@ -114,8 +114,8 @@ class RunAligner:
             return Problem(Verdict.NOT_COMPUTABLE, "no key has the same position on both sides")
         layouts = layout, other_layout
         if keys is None:
-            return [_position_piece(clipped, partner, layouts, None)]
-        return [_position_piece(clipped, partner, layouts, both) for both in keys]
+            return [_position_piece(clipped, (record, partner), layouts, None)]
+        return [_position_piece(clipped, (record, partner), layouts, both) for both in keys]
 
     def _keys(
         self, record: Rec, shape: Shape, stretch: Stretch, partner: Rec, other: Shape
@@ -127,7 +127,7 @@ class RunAligner:
         """
         if shape.keys is None or other.keys is None:
             return None
-        golden, candidate = self._planner.places[stretch.match.golden.row]
+        golden, candidate = self._planner.places(stretch.match)
         ours, theirs = golden.keys(record.forward), candidate.keys(partner.forward)
         if (shape.keys, other.keys) != (ours.size, theirs.size):
             return None
@@ -140,8 +140,8 @@ class RunAligner:
 
     def _by_row(self, record: Rec, layout: Layout) -> Pair | Alone | None:
         found = _Found()
-        for match in self._planner.rows(layout):
-            position = last_position(layout, match.golden.row)
+        for match, row in self._planner.rows(record.forward, layout):
+            position = last_position(layout, row)
             if position < 0:
                 continue
             if position >= match.end:
@@ -165,11 +165,11 @@ class RunAligner:
         if record.shape[1:] != partner.shape[1:]:
             alike = np.array_equal(layout.positions, other.positions)
             return other_shapes(record, partner, known=alike)
-        position = last_position(layout, match.golden.row)
-        if last_position(other, match.candidate.row) != position:
+        rows = _rows_in(match, (record, layout), (partner, other))
+        position = last_position(layout, rows[0])
+        if last_position(other, rows[1]) != position:
             reason = "the forwards of the two sides end at other positions"
             return Problem(Verdict.NOT_COMPUTABLE, reason)
-        rows = match.golden.row, match.candidate.row
         return [Piece("row", rows[0], _ALL, position, partner, rows[1], _ALL)]
 
     # --- whole ----------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class RunAligner:
         if partner is None:
             return self._nothing(record, Plan((), 0, 1))
         found = _Found(problem=skipped_by_either(record, partner), partner=partner)
-        if found.problem is None and not self._planner.same_rows(layout, partner):
+        if found.problem is None and not self._planner.same_rows(record, layout, partner):
             found.problem = Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         if found.problem is None and record.shape != partner.shape:
             found.problem = other_shapes(record, partner, known=True)
@@ -193,8 +193,8 @@ class RunAligner:
         if layout is None:
             run = self._planner.runs[self._matches[0].candidate.run]
             return run.find(record.forward, record)
-        for match in self._planner.rows(layout):
-            position = last_position(layout, match.golden.row)
+        for match, row in self._planner.rows(record.forward, layout):
+            position = last_position(layout, row)
             if position >= 0:
                 return self._planner.partner_of_row(record, match, position)
         return None
@@ -202,8 +202,8 @@ class RunAligner:
     def _is_cut(self, record: Rec, layout: Layout | None) -> bool:
         if layout is None:
             return any(m.token is not None and record.token > m.token for m in self._matches)
-        rows = self._planner.rows(layout)
-        return any(last_position(layout, m.golden.row) >= m.end for m in rows)
+        rows = self._planner.rows(record.forward, layout)
+        return any(last_position(layout, row) >= m.end for m, row in rows)
 
     # --- results --------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class RunAligner:
         same = (
             not (found.problem or found.truncated or found.missing)
             and len(partners) == 1
-            and self._planner.same_rows(layout, found.partner)
+            and self._planner.same_rows(record, layout, found.partner)
         )
         pieces = () if found.problem else tuple(found.pieces)
         counts = found.truncated, found.missing
@@ -226,7 +226,7 @@ class RunAligner:
         partner, problem = found.partner, found.problem
         if partner is None or problem is None or problem.reason != NO_AXES or found.truncated:
             return
-        if not self._planner.same_rows(layout, partner):
+        if not self._planner.same_rows(record, layout, partner):
             return
         found.problem, found.missing = None, 0
         if record.shape == partner.shape:
@@ -249,6 +249,15 @@ class RunAligner:
         return next((m.reason for m in self._matches if m.reason), "")
 
 
+def _rows_in(
+    match: Match, golden: tuple[Rec, Layout], candidate: tuple[Rec, Layout]
+) -> tuple[int, int]:
+    """Return the numbers that a matched row has in the forwards of two records."""
+    sides = (match.golden, golden), (match.candidate, candidate)
+    ours, theirs = (row.place(of.forward, layout.rows) for row, (of, layout) in sides)
+    return (-1 if ours is None else ours), (-1 if theirs is None else theirs)
+
+
 def _same_channels(shape: Shape, other: Shape) -> bool:
     """Compare sizes without those of 1: ids [4, 1] may be rows x positions beside nothing."""
     ours, theirs = ([n for n in one.channels if n != 1] for one in (shape, other))
@@ -261,17 +270,18 @@ def _length(piece: Piece) -> int:
 
 def _position_piece(
     stretch: Stretch,
-    partner: Rec,
+    both: tuple[Rec, Rec],
     layouts: tuple[Layout, Layout],
     keys: tuple[slice, slice] | None,
 ) -> Piece:
+    rows = _rows_in(stretch.match, *zip(both, layouts, strict=True))
     return Piece(
         "positions",
-        stretch.match.golden.row,
+        rows[0],
         stretch.columns,
         stretch.position,
-        partner,
-        stretch.match.candidate.row,
+        both[1],
+        rows[1],
         stretch.candidate_columns,
         keys,
         layouts,
