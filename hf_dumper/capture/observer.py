@@ -229,7 +229,10 @@ class Observer:
         if self._trace is not None and not self._stopped and self.beams is None:
             self._guarded(partial(self._trace.see_token, self.clock.token, chosen))
         if self.snapshot.tick is not None and not self._stopped:
-            self._guarded(partial(self._take, "token_ids", last))
+            if self.beams is None:
+                self._guarded(partial(self._take, "token_ids", last))
+            else:
+                self.snapshot.skip("token_ids of beams: the rows of the next token tell them")
         self.clock.advance(ids.shape[1], chosen)
         self._guarded(self.snapshot.end)
         self._intake.recording = False

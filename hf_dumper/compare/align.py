@@ -9,9 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hf_dumper.compare.pairs import Alone, Pair, Piece, Problem
+from hf_dumper.compare.pairs import Alone, Pair, Piece, Problem, is_mask
+from hf_dumper.compare.places import Ints
 from hf_dumper.compare.plans import Plan, Planner, Stretch, clip, common_keys, last_position
-from hf_dumper.compare.problems import NO_AXES, other_shapes, skipped, skipped_by_either
+from hf_dumper.compare.problems import (
+    NO_AXES,
+    OTHER_MASKS,
+    other_shapes,
+    skipped,
+    skipped_by_either,
+)
 from hf_dumper.compare.records import Layout, Rec, RunRecords, Side
 from hf_dumper.compare.rows import Match
 from hf_dumper.compare.views import Shape, is_one_per_row, shape_of
@@ -102,6 +109,8 @@ class RunAligner:
             return Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         keys = self._keys(record, shape, stretch, partner, other)
         if not _same_channels(shape, other) or (keys is None and shape.keys != other.keys):
+            if is_mask(record) and is_mask(partner) and len(record.shape) != len(partner.shape):
+                return Problem(Verdict.NOT_COMPUTABLE, OTHER_MASKS)
             alike = np.array_equal(layout.positions, other_layout.positions)
             # One column: rows x positions may as well be rows beside anything.
             is_flat = ROW_POS in record.axes and min(layout.cols, other_layout.cols) > 1
@@ -129,6 +138,8 @@ class RunAligner:
             return None
         golden, candidate = self._planner.places(stretch.match)
         ours, theirs = golden.keys(record.forward), candidate.keys(partner.forward)
+        if is_mask(record) and is_mask(partner):
+            ours, theirs = _with_room(ours, shape.keys), _with_room(theirs, other.keys)
         if (shape.keys, other.keys) != (ours.size, theirs.size):
             return None
         says_so = POS in (record.axes[3], partner.axes[3])
@@ -247,6 +258,11 @@ class RunAligner:
 
     def _reason(self) -> str:
         return next((m.reason for m in self._matches if m.reason), "")
+
+
+def _with_room(keys: Ints, size: int) -> Ints:
+    """Return positions of keys for a mask over a static cache, whose room nobody filled yet."""
+    return np.pad(keys, (0, max(0, size - keys.size)), constant_values=-1)
 
 
 def _rows_in(

@@ -36,9 +36,10 @@ class PrefixTree:
                     for row, (parent, id_) in rows.items()
                 }
             )
-        self._rows = [
-            {prefix: row for row, prefix in reversed(found.items())} for found in self._prefixes
-        ]
+        self._rows: list[dict[Ids, list[int]]] = [{} for _ in steps]
+        for rows_of, found in zip(self._rows, self._prefixes, strict=True):
+            for row, prefix in found.items():
+                rows_of.setdefault(prefix, []).append(row)
 
     def branches(self) -> Iterator[tuple[Ids, dict[int, int]]]:
         """Yield sequences that together hold every row of every forward once.
@@ -58,18 +59,20 @@ class PrefixTree:
                     node, t = self._steps[t][node][0], t - 1
                 yield prefix, held
 
-    def follow(self, ids: Ids) -> tuple[dict[int, int], int | None]:
+    def follow(self, ids: Ids, like: int) -> tuple[dict[int, int], int | None]:
         """Return the row of each forward that continues these ids, and how many of them went in.
 
-        The latter is None where all did, or as many as the run went on for.
+        The latter is None where all did, or as many as the run went on for. Of rows with the same
+        ids the one with number `like` is taken, else the first.
         """
         held: dict[int, int] = {}
         for token, rows in enumerate(self._rows):
             if token > len(ids):
                 break
-            row = rows.get(ids[:token])
-            if row is None:
+            found = rows.get(ids[:token])
+            if found is None:
                 return held, token - 1
+            row = like if like in found else found[0]
             held |= dict.fromkeys(self._forwards.get(token, ()), row)
         return held, None
 

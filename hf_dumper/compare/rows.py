@@ -6,7 +6,7 @@ are matched by run and row number.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,11 +86,11 @@ def match_rows(
         elif row.tree is None and partners[0].tree is None:
             matches.append(_match(row, partners.popleft()))
         else:  # one sequence of the other side may be the partner of several
-            match, used = match_sequences(row, partners)
+            match = _match_sequences(row, partners)
             matches.append(match)
-            taken |= used
+            taken |= _sequences_in(match.candidate)
     rest = [row for rest in waiting.values() for row in rest]
-    return matches, alone, [row for row in rest if not nodes_of(row) <= taken]
+    return matches, alone, [row for row in rest if _sequence(row) not in taken]
 
 
 def _identity(row: Row) -> object:
@@ -98,30 +98,27 @@ def _identity(row: Row) -> object:
     return known, row.is_guidance
 
 
-def nodes_of(row: Row) -> set[tuple[int, int, int]]:
-    """Return run, forward and row of all that a row of a run with beams holds; else itself."""
-    if row.at is None:
-        return {(row.run, -1, row.row)}
-    return {(row.run, forward, number) for forward, number in row.at.items()}
+def _sequence(row: Row) -> object:
+    """Return what tells the sequence of a row from others: its tree and ids, or its number."""
+    return (row.run, row.row) if row.tree is None else (id(row.tree), row.generated)
 
 
-def match_sequences(
-    golden: Row, candidates: Sequence[Row]
-) -> tuple[Match, set[tuple[int, int, int]]]:
-    """Match a row with the sequence that shares most of its tokens, one side having beams.
+def _sequences_in(row: Row) -> set[object]:
+    """Return the sequence of a row and its beginnings."""
+    if row.tree is None or row.generated is None:
+        return {_sequence(row)}
+    return {(id(row.tree), row.generated[:n]) for n in range(len(row.generated) + 1)}
 
-    Returns:
-        The match, and the places of the candidate that it takes.
-    """
-    found = (_as_sequence(golden, candidate) for candidate in candidates)
-    best = max(found, key=lambda match: match.end)
-    return best, nodes_of(best.candidate)
+
+def _match_sequences(golden: Row, candidates: Iterable[Row]) -> Match:
+    """Match a row with the sequence that shares most of its tokens, one side having beams."""
+    return max((_as_sequence(golden, row) for row in candidates), key=lambda match: match.end)
 
 
 def _as_sequence(golden: Row, candidate: Row) -> Match:
     if candidate.tree is None or golden.generated is None:
         return _match(golden, candidate)
-    held, known = candidate.tree.follow(golden.generated)
+    held, known = candidate.tree.follow(golden.generated, golden.row)
     followed = replace(candidate, at=held, generated=golden.generated[:known])
     if known is None:
         return Match(golden, followed, NEVER, None, "")
