@@ -1,5 +1,7 @@
 """Every way of generating by every check: the witness and the replays of `checks.py`."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.generation.checks import CHECKS, made
@@ -37,3 +39,8 @@ def test_the_kept_table_has_no_failure():
 def test_the_section_has_a_line_for_every_mode():
     lines = section(kept()).splitlines()
     assert [name for name in MODES if not any(f"| {name} |" in line for line in lines)] == []
+
+
+def test_the_page_shows_what_was_kept():
+    page = Path(__file__).parents[2] / "docs" / "coverage-generation.md"
+    assert section(kept()) in page.read_text("utf-8")
