@@ -77,16 +77,17 @@ def match_rows(
     """Return the matches, then the rows of either side that have no partner."""
     waiting: dict[object, deque[Row]] = defaultdict(deque)
     for row in candidate:
-        waiting[_identity(row)].append(row)
+        waiting[_identity(row), row.tree is not None].append(row)
     matches, alone, taken = [], [], set()
     for row in golden:
-        partners = waiting[_identity(row)]
-        if not partners:
+        has_beams = row.tree is not None
+        alike, others = (waiting[_identity(row), kind] for kind in (has_beams, not has_beams))
+        if not (alike or others):
             alone.append(row)
-        elif row.tree is None and partners[0].tree is None:
-            matches.append(_match(row, partners.popleft()))
+        elif alike and not has_beams:
+            matches.append(_match(row, alike.popleft()))
         else:  # one sequence of the other side may be the partner of several
-            match = _match_sequences(row, partners)
+            match = _match_sequences(row, alike or others)
             matches.append(match)
             taken |= _sequences_in(match.candidate)
     rest = [row for rest in waiting.values() for row in rest]
@@ -111,8 +112,9 @@ def _sequences_in(row: Row) -> set[object]:
 
 
 def _match_sequences(golden: Row, candidates: Iterable[Row]) -> Match:
-    """Match a row with the sequence that shares most of its tokens, one side having beams."""
-    return max((_as_sequence(golden, row) for row in candidates), key=lambda match: match.end)
+    """Match a row with the sequence that shares most of its tokens, of the same run if possible."""
+    found = (_as_sequence(golden, row) for row in candidates)
+    return max(found, key=lambda match: (match.end, match.candidate.run == golden.run))
 
 
 def _as_sequence(golden: Row, candidate: Row) -> Match:
