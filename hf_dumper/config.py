@@ -15,7 +15,6 @@ Tokens = str | range | Sequence[int] | None
 _LATER = (
     "api_list",
     "mode",
-    "allow_eager",
 )
 """Fields whose feature a later release brings: until then only the default is taken."""
 
@@ -62,7 +61,8 @@ class DumpConfig:
             generation goes on; "raise" stops the generation at the next token.
         durable: Wait for the disk (fsync) at the end of every run.
         hash_weights: Hash the weights into the manifest.
-        allow_eager: Run a compiled model without its compilation instead of refusing it.
+        allow_eager: Run a compiled model without its compilation instead of refusing it; whatever
+            else is compiled in the process runs without, too, until the session is closed.
 
     Raises:
         ConfigError: a value that cannot be meant.

@@ -13,9 +13,10 @@ _SIZES = frozenset(
     {
         *("cumulative_length", "_sliding_window_tensor"),
         *("indexer_cumulative_length", "idx_cumulative_length", "seqlen_offset"),
+        "_pending_beam_idx",  # how rows will have changed places when they are next read
     }
 )
-"""Attributes whose tensors count columns, and are no part of what is cached."""
+"""Attributes whose tensors count columns or rows, and are no part of what is cached."""
 
 _NAMES = {
     "conv_states": "conv",
@@ -88,11 +89,6 @@ def layers(cache: Any) -> list[tuple[str, Any]]:
     return [(str(name), layer) for name, layer in _items(found)]
 
 
-def is_quantised(layer: Any) -> bool:
-    """Tell whether the keys and values of a layer are kept as integers and scales."""
-    return getattr(layer, "_quantized_keys", None) is not None
-
-
 def below(word: str, found: Iterator[Part | str], *, own: bool = True) -> Iterator[Part | str]:
     """Put a word behind the layer in the slots; without `own`, columns are others' than those."""
     for part in found:
@@ -104,10 +100,7 @@ def below(word: str, found: Iterator[Part | str], *, own: bool = True) -> Iterat
 
 
 def _of_layer(name: str, layer: Any) -> Iterator[Part | str]:
-    if is_quantised(layer):
-        yield f"cache: keys and values of a {type(layer).__name__} are quantised"
-    else:
-        yield from _keys_and_values(name, layer)
+    yield from _keys_and_values(name, layer)
     for attribute, path, tensor in _attributes(layer):
         slot = f"{name}.{_NAMES.get(attribute, attribute)}{path}"
         yield _grown(Part(slot, tensor), attribute, layer)
@@ -117,11 +110,23 @@ def _keys_and_values(name: str, layer: Any) -> Iterator[Part | str]:
     count = getattr(layer, "get_seq_length", None)
     length = int(count()) if callable(count) else 0
     for slot in ("key", "value"):
-        tensor = getattr(layer, f"{slot}s", None)
+        tensor = _latest(layer, slot)
         if isinstance(tensor, torch.Tensor) and tensor.ndim > 1:
             yield Part(f"{name}.{slot}", tensor, tensor.ndim - 2, length)
         elif length:
             yield f"cache: the {slot}s of a {type(layer).__name__} have no columns"
+
+
+def _latest(layer: Any, slot: str) -> Any:
+    """Return the tensor that ends in the columns which came last, dequantised where they are.
+
+    A quantised layer keeps its last columns as they are until there are enough of them.
+    """
+    tensor = getattr(layer, f"{slot}s", None)
+    quantised = getattr(layer, f"_quantized_{slot}s", None)
+    if quantised is None or (isinstance(tensor, torch.Tensor) and tensor.numel()):
+        return tensor
+    return layer._dequantize(quantised)
 
 
 def _grown(part: Part, attribute: str, holder: Any) -> Part:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_dumper.capture.cached import Part, below, is_quantised, layers, parts
+from hf_dumper.capture.cached import Part, below, layers, parts
 from hf_dumper.capture.inputs import CACHES
 from hf_dumper.core.axes import OTHER, POS, ROW
 
@@ -82,7 +82,7 @@ class CacheReader:
             yield part
             numbers.add("" if isinstance(part, str) else part.slot.partition(".")[0])
         for name, layer in layers(cache):
-            if name not in numbers and not is_quantised(layer):
+            if name not in numbers:
                 kept: list[Part | str] = [*self._kept_by_modules(name)]
                 yield from kept or [f"cache: a {type(layer).__name__} holds nothing"]
 

@@ -5,9 +5,9 @@ length of the ids less the prompt length. An absolute length, never a counter: a
 prefill, a forward without cache and a row that ended early cannot shift it.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from functools import cache, partial
-from typing import Final, TypeAlias
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,55 @@ from hf_dumper.capture.speculation import Speculation, drafted_columns
 from hf_dumper.core.types import Phase, Positions, Tick
 from hf_dumper.errors import CaptureError
 
+Mask = NDArray[np.int8]
+"""1 for a real token, 0 for padding, [rows, columns]."""
+
 _NEVER: Final = 1 << 62
 """Column of an end that has not come."""
 
-_WITHOUT_LENGTH: Final = ("tuple", "list")
-"""Caches of before transformers had a class for them: which axis holds the columns is not known."""
 
-Prompt: TypeAlias = Callable[[], Positions | None]
-"""Positions of a run's first forward, worked out when they are asked for."""
+class _Known(NamedTuple):
+    """The latest forward that says which columns are padding, and how many came before it."""
+
+    inputs: RootInputs
+    past: int
+
+    def mask(self, width: int) -> Mask | None:
+        """Return the mask of that many columns, later ones real; None where nobody knows it."""
+        inputs, whole = self.inputs, self.past + self.inputs.cols
+        if not inputs.readable or inputs.is_cut:
+            return None
+        found = inputs.mask
+        if found is None:
+            found = np.ones((inputs.rows, whole), np.int8)
+        before, after = whole - found.shape[1], max(0, width - whole)
+        if len(found) != inputs.rows or before not in (0, self.past):
+            return None
+        return np.pad(found, ((0, 0), (before, after)), constant_values=1)[:, :width]
+
+
+class _Stream:
+    """What went into the model for one sequence per row.
+
+    `columns` are counted with prompt and padding. `ended` is per row the column from which it is
+    padding. `known` is how the padding of the prompt is known where the mask of a later forward
+    does not tell. `is_counted` is False where the sequence begins with states that do not tell how
+    many columns they have seen.
+    """
+
+    def __init__(self) -> None:
+        self.columns = 0
+        self.ended: tuple[int, ...] = ()
+        self.known: _Known | None = None
+        self.is_counted = True
+
+    def end_rows(self, chosen: Sequence[int], eos: frozenset[int]) -> None:
+        """Take the chosen ids: a row whose id is one of `eos` is padding from there on."""
+        ended = self.ended or (_NEVER,) * len(chosen)
+        self.ended = tuple(
+            min(end, self.columns) if token in eos else end
+            for token, end in zip(chosen, ended, strict=True)
+        )
 
 
 class TokenClock:
@@ -46,38 +87,40 @@ class TokenClock:
         self.forward = -1
         self.prompt_length: int | None = None
         self.speculation: Speculation | None = None
-        self._is_counted = True
-        self._columns = 0  # columns that went into the model so far, prompt and padding included
-        self._ended: tuple[int, ...] = ()  # per row: the column from which it is padding
-        self._prompt: Prompt | None = None
+        self._streams = _Stream(), _Stream()  # the sequence, and what is fed beside it
 
     def provisional(self) -> Tick:
         """Return the tick of what runs before the first forward: an encoder, a vision tower."""
         return Tick(self._run, 0, self._phase(), self.token)
 
-    def tick(self, inputs: RootInputs) -> Tick:
+    def columns(self, *, aside: bool = False) -> int | None:
+        """Return how many columns went into the model so far, None before the first forward.
+
+        `aside` asks for those that a logits processor fed beside the sequence.
+        """
+        return self._streams[aside].columns or None
+
+    def tick(self, inputs: RootInputs, *, aside: bool = False) -> Tick:
         """Count a forward of the root module and say what it is."""
         self.forward += 1
-        if inputs.past is None and not self.forward:  # states of columns that nobody counted
-            self._is_counted = False
-        if not self._is_counted:
-            inputs = inputs._replace(readable=False)
-        past = self._past(inputs)
-        self._columns = past + inputs.cols
-        if not self.forward:
-            self._prompt = _prompt(inputs, past)
-        # Decoded tokens are no padding; with a mask that tells nothing, the prompt's is all of it.
-        prompt = self._prompt if self.token or _is_without_length(inputs) else None
+        stream = self._streams[aside]
+        if inputs.past is None and not stream.columns:
+            stream.is_counted = False
+        past = self._past(inputs, stream)
+        known = self._earlier(inputs, stream)
+        if known is None:
+            stream.known = _Known(inputs, past)
+        stream.columns = past + inputs.cols
         tick = Tick(
             self._run,
             self.forward,
-            self._phase(),
+            Phase.GUIDANCE if aside else self._phase(),
             self.token,
             inputs.rows,
             inputs.cols,
             inputs.keep if inputs.keep < inputs.cols else 0,
             past,
-            partial(_positions, inputs, past, self._ended, prompt),
+            partial(_positions, inputs, past, stream.ended, known) if stream.is_counted else _none,
             self._drafted(inputs, past),
         )
         return tick if self.speculation is None else self.speculation.begin(tick)
@@ -100,7 +143,7 @@ class TokenClock:
             msg = "A forward was verified where none drafts."
             raise CaptureError(msg)
         tick, accepted = self.speculation.accept(length - self.prompt_length - self.token)
-        self._columns -= tick.drafted - accepted
+        self._streams[False].columns -= tick.drafted - accepted
         return tick, accepted
 
     def set_prompt(self, length: int) -> None:
@@ -114,11 +157,8 @@ class TokenClock:
             self.prompt_length = length - 1
         self.token = length - self.prompt_length
         if not self._eos.isdisjoint(chosen):
-            ended = self._ended or (_NEVER,) * len(chosen)
-            self._ended = tuple(
-                min(end, self._columns) if token in self._eos else end
-                for token, end in zip(chosen, ended, strict=True)
-            )
+            for stream in self._streams:
+                stream.end_rows(chosen, self._eos)
 
     def _drafted(self, inputs: RootInputs, past: int) -> int:
         if self.speculation is None:
@@ -130,30 +170,33 @@ class TokenClock:
             return Phase.FORWARD
         return Phase.DECODE if self.token else Phase.PREFILL
 
-    def _past(self, inputs: RootInputs) -> int:
-        if inputs.past is not None:
-            return inputs.past
-        # A cache that does not tell its length: a state-space state, say.
-        return self._columns
+    def _past(self, inputs: RootInputs, stream: _Stream) -> int:
+        if inputs.past is None:  # a cache that does not tell its length: a state-space state, say
+            return stream.columns
+        if stream.columns and inputs.past > stream.columns:
+            # The model put columns of its own there, and is fed all the others again.
+            return max(0, (self.prompt_length or 0) + self.token - inputs.cols)
+        return inputs.past
+
+    def _earlier(self, inputs: RootInputs, stream: _Stream) -> _Known | None:
+        """Return what tells of padding where a forward does not; decoded tokens are none."""
+        is_silent = inputs.given_mask is None and (inputs.readable or self.token > 0)
+        return stream.known if inputs.goes_on or is_silent else None
 
 
-def _prompt(inputs: RootInputs, past: int) -> Prompt:
-    """Return the positions of a first forward, which may begin with a cache of unknown length."""
-    if _is_without_length(inputs):
-        return lambda: None
-    return cache(partial(_positions, inputs, past, ()))
-
-
-def _is_without_length(inputs: RootInputs) -> bool:
-    return inputs.past is None and inputs.cache in _WITHOUT_LENGTH
+def _none() -> None:
+    """Find no positions."""
 
 
 def _positions(
-    inputs: RootInputs, past: int, ended: Sequence[int], prompt: Prompt | None = None
+    inputs: RootInputs, past: int, ended: Sequence[int], known: _Known | None
 ) -> Positions | None:
-    if not inputs.cols:
+    if not inputs.cols or inputs.is_cut or not (inputs.readable or known):
         return None
-    rows, cols, mask = inputs.rows, inputs.cols, inputs.mask
+    rows, cols = inputs.rows, inputs.cols
+    mask = inputs.mask if known is None else known.mask(past + cols)
+    if known is not None and mask is None:
+        return None
     columns = np.arange(past, past + cols)
     positions = np.broadcast_to(columns, (rows, cols)).astype(np.int32)
     if mask is not None:
@@ -161,11 +204,6 @@ def _positions(
             return None
         if not mask.all():
             positions = _masked_positions(mask, cols, past)
-    elif prompt is not None or not inputs.readable:
-        before = None if prompt is None else prompt()
-        if before is None or len(before) != rows:
-            return None
-        positions -= np.count_nonzero(before < 0, axis=1).astype(np.int32)[:, None]
     if len(ended) == rows:
         positions[columns[None, :] >= np.array(ended)[:, None]] = -1
     return positions

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TypeGuard
 
 import torch
+from transformers.generation import utils as generation_utils
 
 from hf_dumper.capture.inputs import RootInputs
 from hf_dumper.capture.masks import real_columns
@@ -71,6 +72,15 @@ def result_facts(result: Any, prompt_length: int | None) -> dict[str, Any]:
         return {"generated_ids": None, "generated_tokens": None}
     new = sequences[:, prompt_length:]
     return {"generated_ids": new.tolist(), "generated_tokens": new.shape[1]}
+
+
+def is_stop_deferred(result: Any) -> bool:
+    """Tell whether `generate()` may have run one forward more than it returned tokens of."""
+    sequences = getattr(result, "sequences", result)
+    deferred = getattr(generation_utils, "DeferredStopCheck", None)  # not in every release
+    if deferred is None or not isinstance(sequences, torch.Tensor):
+        return False
+    return bool(deferred.is_supported(sequences.device, None, False, is_assistant=False))
 
 
 def decode(tokenizer: Tokenizer | None, ids: list[list[int]] | None) -> list[str] | None:

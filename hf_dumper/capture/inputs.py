@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hf_dumper.capture.integers import Integers, copy_integers, copy_mask
 from hf_dumper.capture.masks import real_columns
+from hf_dumper.capture.static_masks import Generated, is_static_mask, unmasked_columns
 
 CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which transformers passes a cache (ALL_CACHE_NAMES of generation, 5.23)."""
@@ -26,6 +27,9 @@ class RootInputs(NamedTuple):
     of cached columns, None when a cache does not tell. `readable` is False for masks that do not
     tell what is padding, from which positions cannot be known. `cache` is the class name of the
     cache. `ids` and `position_ids` are None where they were not given, or have not two axes.
+    `goes_on` tells that the mask says nothing, and that every column is real: a token that
+    `generate()` decodes into a static cache. `is_cut` tells that a memory may have forgotten
+    columns that were fed, so that nobody knows how many there were.
     """
 
     rows: int
@@ -37,6 +41,8 @@ class RootInputs(NamedTuple):
     cache: str | None
     ids: Integers | None = None
     position_ids: Integers | None = None
+    goes_on: bool = False
+    is_cut: bool = False
 
     @property
     def mask(self) -> NDArray[np.int8] | None:
@@ -46,9 +52,18 @@ class RootInputs(NamedTuple):
 
 
 def read_inputs(
-    module: torch.nn.Module, args: tuple[Any, ...], given: Mapping[str, Any]
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    given: Mapping[str, Any],
+    *,
+    seen: int | None = None,
+    generated: Generated = Generated.NO,
 ) -> RootInputs:
-    """Read the sizes of a forward from its arguments; `given` are those that have names."""
+    """Read the sizes of a forward from its arguments; `given` are those that have names.
+
+    `seen` is the number of columns in the cache, should that lie on a device: None means that it
+    has to be waited for. `generated` says whether `generate()` made the mask, and of what.
+    """
     decoder = _takes_decoder_ids(type(module).forward)
     rows, cols = _sizes(given, decoder, args)
     mask = given.get("decoder_attention_mask" if decoder else "attention_mask")
@@ -56,6 +71,12 @@ def read_inputs(
     if mask is None and isinstance(inverted, torch.Tensor):
         mask = inverted == 0
     keep = given.get("logits_to_keep")
+    cache = next((given[n] for n in CACHES if given.get(n) is not None), None)
+    past = _past(cache, given, seen)
+    goes_on = False
+    if generated is not Generated.NO and is_static_mask(mask, cache):
+        goes_on = generated is Generated.DECODE
+        mask = None if goes_on else unmasked_columns(mask, cache, past or 0, cols)
     copied = copy_mask(mask)
     if copied is None and mask is not None:
         copied = copy_integers(real_columns(mask, cols))
@@ -63,14 +84,16 @@ def read_inputs(
         rows=rows,
         cols=cols,
         keep=keep if isinstance(keep, int) and keep > 0 else 0,
-        past=_past(given),
+        past=past,
         given_mask=copied,
-        readable=(mask is None or copied is not None) and not _is_cut(module, given),
-        cache=next((type(given[n]).__name__ for n in CACHES if given.get(n) is not None), None),
+        readable=mask is None or copied is not None,
+        cache=None if cache is None else type(cache).__name__,
         ids=copy_integers(given.get("decoder_input_ids" if decoder else "input_ids")),
         position_ids=copy_integers(
             given.get("decoder_position_ids" if decoder else "position_ids")
         ),
+        goes_on=goes_on,
+        is_cut=_is_cut(module, given),
     )
 
 
@@ -118,12 +141,10 @@ def _sizes(given: Mapping[str, Any], decoder: bool, args: tuple[Any, ...]) -> tu
     return 0, 0
 
 
-def _past(given: Mapping[str, Any]) -> int | None:
-    for name in CACHES:
-        cache = given.get(name)
-        if cache is not None:
-            return _columns_of(cache) if name == "mems" else _length(cache)
-    return 0
+def _past(cache: Any, given: Mapping[str, Any], seen: int | None) -> int | None:
+    if cache is None:
+        return 0
+    return _columns_of(cache) if cache is given.get("mems") else _length(cache, seen)
 
 
 def _is_cut(module: torch.nn.Module, given: Mapping[str, Any]) -> bool:
@@ -143,7 +164,7 @@ def _columns_of(mems: Any) -> int | None:
     return first.shape[0] if isinstance(first, torch.Tensor) else None
 
 
-def _length(cache: Any) -> int | None:
+def _length(cache: Any, seen: int | None) -> int | None:
     """Return how many columns a cache has seen, None where it does not tell."""
     if getattr(cache, "seqlen_offset", None) is not None:  # xLSTM
         return int(cache.seqlen_offset)
@@ -159,5 +180,12 @@ def _length(cache: Any) -> int | None:
         return int(cache.get_start_idx()) if hasattr(cache, "get_start_idx") else None
     # That of the first layer, and 0 where that one keeps its states elsewhere (MiniMax, 5.23).
     layers = getattr(cache, "layers", None)
-    within = map(_length, layers) if isinstance(layers, list) else ()
-    return int(told) or max((n for n in within if n), default=0)
+    within = (_length(layer, seen) for layer in layers) if isinstance(layers, list) else ()
+    return _as_int(told, seen) or max((n for n in within if n), default=0)
+
+
+def _as_int(length: Any, seen: int | None) -> int:
+    """Return a length; one on a device is not waited for where it is known."""
+    if isinstance(length, torch.Tensor) and not length.is_cpu and seen is not None:
+        return seen
+    return int(length)

@@ -5,19 +5,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.configuration_utils import (
+    ALL_CACHE_IMPLEMENTATIONS,
+    GenerationMode,
+)
 
 from hf_dumper.capture.generation import FollowTokens
 from hf_dumper.capture.guard import GenerateCall
 from hf_dumper.capture.lengths import LengthLimit, length_limit
 from hf_dumper.capture.speculation import drafter_of
-from hf_dumper.errors import CompiledModelError, UnsupportedGenerationError
+from hf_dumper.errors import UnsupportedGenerationError
 
-_FOLLOWED = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-_CACHES = (None, "dynamic", "hybrid")
-"""Caches that grow with the tokens; "hybrid" means a dynamic one since transformers 4.56."""
+_FOLLOWED = (
+    *(GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
+    *(GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE),
+)
+_CACHES = (None, *ALL_CACHE_IMPLEMENTATIONS)
+"""Every cache whose rows are those of the forward; a paged one packs several requests into one."""
 
 _EXPLICIT = (
     "inputs",
@@ -34,13 +39,20 @@ _EXPLICIT = (
 )
 """Parameters of `generate()` that are no generation options."""
 
+AUTO_COMPILE_OFF = "disabled by hf_dumper"
+
+_MASKS = ("attention_mask", "decoder_attention_mask")
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationPlan:
     """What a `generate()` call will do: its end-of-sequence ids, its bound and its options.
 
     `limit` bounds its length; `followed` says where the tokens come from when they are given to
-    it, else it is None. `drafter` says where drafts come from, None without speculation.
+    it, else it is None. `drafter` says where drafts come from, None without speculation. `beams` is
+    the number of rows that a prompt has whose rows change places, 1 where they do not.
+    `makes_masks` tells that masks of four axes are none of the user's. `auto_compile` says who
+    keeps `generate()` from compiling.
     """
 
     eos: frozenset[int]
@@ -49,6 +61,9 @@ class GenerationPlan:
     limit: LengthLimit
     followed: Mapping[str, Any] | None = None
     drafter: str | None = None
+    beams: int = 1
+    makes_masks: bool = True
+    auto_compile: str = AUTO_COMPILE_OFF
 
 
 def plan_generation(call: GenerateCall) -> GenerationPlan:
@@ -65,17 +80,21 @@ def plan_generation(call: GenerateCall) -> GenerationPlan:
     drafter = _drafter(config, values) if mode == GenerationMode.ASSISTED_GENERATION else None
     if mode not in _FOLLOWED and drafter is None:
         _refuse(str(mode.value).replace("_", " "), "its token index is not followed yet")
-    if config.guidance_scale not in (None, 1, 1.0):
-        _refuse("guidance_scale", "a second forward runs inside a logits processor")
     if config.cache_implementation not in _CACHES:
         _refuse(f"cache_implementation={config.cache_implementation!r}", "it is not followed yet")
-    cache = values.get("past_key_values")
-    if "Static" in type(cache).__name__:
-        _refuse(f"a {type(cache).__name__}", "its positions are not followed yet")
     options, given = config.to_diff_dict(), values.get("logits_processor") or ()
     followed = next((dict(p.source) for p in given if isinstance(p, FollowTokens)), None)
-    limit = length_limit(call.model, values, config)
-    return GenerationPlan(_eos(config), config.max_new_tokens, options, limit, followed, drafter)
+    return GenerationPlan(
+        _eos(config),
+        config.max_new_tokens,
+        options,
+        length_limit(call.model, values, config),
+        followed,
+        drafter,
+        config.num_beams or 1,
+        all(getattr(values.get(name), "ndim", 2) == 2 for name in _MASKS),
+        "disabled by the caller" if config.disable_compile else AUTO_COMPILE_OFF,
+    )
 
 
 def disable_compilation(call: GenerateCall) -> None:
@@ -86,30 +105,6 @@ def disable_compilation(call: GenerateCall) -> None:
     else:
         call.values["generation_config"] = config = copy.deepcopy(config)
         config.disable_compile = True
-
-
-def refuse_compiled(model: torch.nn.Module) -> None:
-    """Raise when the model, or a layer of it, is compiled already.
-
-    Raises:
-        CompiledModelError: torch skips hooks that come after the first compiled call.
-    """
-    for name, module in model.named_modules():
-        if _is_compiled(module):
-            msg = (
-                f"{name or 'The model'!r} is compiled ({type(module).__name__}); torch would skip "
-                "the hooks silently. Dump the model before torch.compile()."
-            )
-            raise CompiledModelError(msg)
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    """Tell the three ways apart: module.compile(), torch.compile(module), a compiled forward."""
-    if getattr(module, "_compiled_call_impl", None) is not None:
-        return True
-    forward = module.__dict__.get("forward")
-    compiled = getattr(forward, "_torchdynamo_orig_callable", None) is not None
-    return compiled or type(module).__name__ == "OptimizedModule"
 
 
 def _drafter(config: GenerationConfig, values: Mapping[str, Any]) -> str:
@@ -123,7 +118,7 @@ def _drafter(config: GenerationConfig, values: Mapping[str, Any]) -> str:
 
 
 def _refuse(what: str, why: str) -> None:
-    msg = f"Cannot follow {what}: {why}. Use greedy search or sampling with the default cache."
+    msg = f"Cannot follow {what}: {why}. Use greedy search, sampling or beams."
     raise UnsupportedGenerationError(msg)
 
 

@@ -12,18 +12,22 @@ from typing import Any, Protocol
 
 import torch
 
+from hf_dumper.capture.beams import BeamRows
 from hf_dumper.capture.caches import CacheReader
 from hf_dumper.capture.clock import TokenClock
+from hf_dumper.capture.facts import is_stop_deferred
+from hf_dumper.capture.guidance import runs_aside
 from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
 from hf_dumper.capture.saved import SavePlaces
 from hf_dumper.capture.snapshot import Snapshot
 from hf_dumper.capture.speculation import Speculation
+from hf_dumper.capture.static_masks import Generated
 from hf_dumper.capture.taps import announce_kernels, new_intake, tap_modules
 from hf_dumper.capture.trace import TraceRecorder
 from hf_dumper.capture.verifying import DecisionRecorder
 from hf_dumper.core.arena import Arena
 from hf_dumper.core.selection import TokenSelection
-from hf_dumper.core.trace import TokenTrace
+from hf_dumper.core.trace import NO_ID, TokenTrace
 from hf_dumper.core.types import ROOT, Batch, Tick
 from hf_dumper.errors import CaptureError
 
@@ -76,6 +80,8 @@ class Observer:
         self.clock = TokenClock()
         self.inputs: RootInputs | None = None
         self.failure: Exception | None = None
+        self.beams: BeamRows | None = None
+        self._surplus = range(0)
         self.left_out = 0
         self._stopped = False
         self._modules = modules
@@ -86,6 +92,8 @@ class Observer:
         self._device = device
         self._values = values
         self._trace: TraceRecorder | None = None
+        self._makes_masks = False
+        self._is_aside = False
         self._places: SavePlaces | None = None
         self._decisions: DecisionRecorder | None = None
         self._cache = CacheReader(model) if cache else None
@@ -115,6 +123,7 @@ class Observer:
         self.inputs = None
         self._logits = None
         self._trace = None
+        self._surplus = range(0)
         self._places = None
         self._decisions = None
         self._dump = dump
@@ -129,12 +138,26 @@ class Observer:
         )
         self.run = run
 
-    def start_generation(self, eos: frozenset[int], speculation: Speculation | None = None) -> None:
-        """Record from now on: an encoder or vision tower runs before the first forward."""
-        self.clock.open_run(self.run, generating=True, eos=eos)
+    def start_generation(
+        self,
+        eos: frozenset[int],
+        *,
+        makes_masks: bool = True,
+        beams: int = 1,
+        speculation: Speculation | None = None,
+    ) -> None:
+        """Record from now on: an encoder or vision tower runs before the first forward.
+
+        `makes_masks` tells that masks of four axes are made by `generate()`, of one of two. With
+        more than one of `beams` rows change places, and none of those in progress has ended.
+        """
+        self.beams = BeamRows(beams) if beams > 1 else None
+        ends = frozenset() if self.beams else eos
+        self.clock.open_run(self.run, generating=True, eos=ends)
         self.clock.speculation = speculation
         if speculation is not None:
             self._decisions = DecisionRecorder(self._source, last_logits=self._last_logits)
+        self._makes_masks, self._is_aside = makes_masks, False
         self._trace = TraceRecorder()
         self._intake.stamp += 1
         if 0 in self._tokens:
@@ -144,6 +167,8 @@ class Observer:
     def start_forward(self) -> None:
         """Start a run that is one bare forward."""
         self.clock.open_run(self.run, generating=False)
+        self._makes_masks = self._is_aside = False
+        self.beams = None
 
     def before_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the arguments of a forward of the root module."""
@@ -154,10 +179,15 @@ class Observer:
 
     def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = named_arguments(self.model, args, kwargs)
-        inputs = read_inputs(self.model, args, given)
+        clock, snapshot = self.clock, self.snapshot
+        aside = self._is_aside = clock.generating and runs_aside()
+        inputs = read_inputs(
+            self.model, args, given, seen=clock.columns(aside=aside), generated=self._generated()
+        )
         self.inputs = self.inputs or inputs
-        tick = self.clock.tick(inputs)
-        snapshot = self.snapshot
+        tick = clock.tick(inputs, aside=aside)
+        if aside and self._last_logits and self._logits is not None:
+            self._take_logits()  # those of the sequence, while its forward is open
         wanted = not self.clock.generating or self._is_wanted(tick)
         if tick.forward == 0 and snapshot.tick is not None:
             snapshot.settle(tick)
@@ -167,7 +197,7 @@ class Observer:
             if wanted:
                 snapshot.begin(tick)
         self._intake.recording = wanted and not self._last_logits
-        if self._trace is not None:
+        if self._trace is not None and not aside:
             self._trace.see_inputs(tick, inputs, given.get("use_cache"))
         if self._cache is not None and wanted:
             self._cache.before(given)
@@ -181,6 +211,11 @@ class Observer:
         self.clock.set_prompt(length)
         self._intake.recording = False
 
+    def _generated(self) -> Generated:
+        if not self._makes_masks:
+            return Generated.NO
+        return Generated.DECODE if self.clock.token else Generated.PROMPT
+
     def after_root(self, output: Any) -> None:
         """Take the output of a forward of the root module; None when it raised.
 
@@ -190,11 +225,12 @@ class Observer:
         if self._decisions is not None:
             self._guarded(partial(self._see_verifying, self._decisions, output))
             return
-        if self._trace is not None and not self._stopped:
+        if self._trace is not None and not self._is_aside and not self._stopped:
             self._guarded(partial(self._trace.see_logits, _logits(output)))
         if self._cache is not None and self.snapshot.tick is not None and not self._stopped:
             self._guarded(partial(self._take_cache, self._cache, output))
-        if self._last_logits and self.snapshot.tick is not None and not self._stopped:
+        wants_logits = self._last_logits and not self._is_aside
+        if wants_logits and self.snapshot.tick is not None and not self._stopped:
             logits = _logits(output)
             self._logits = None if logits is None else logits.detach()
             if not self.clock.generating:
@@ -207,14 +243,17 @@ class Observer:
                 self._guarded(partial(self._decisions.see_scores, self.snapshot, scores))
             return
         self.clock.set_prompt(ids.shape[1])
-        if self._last_logits and self._logits is not None:
+        if self.beams is not None and not self._stopped:
+            self._guarded(partial(self._see_beams, self.beams, ids))
+        if self._last_logits and self.snapshot.tick is not None and not self._stopped:
             self._guarded(self._take_logits)
             self._guarded(lambda: self._take("scores", scores))
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
         last = ids[:, -1]
-        chosen = last.tolist()
+        # With beams these are the candidates, and which of them become rows is seen a token later.
+        chosen = last.tolist() if self.beams is None else []
         if self._decisions is not None:
             if not self._stopped:
                 self._guarded(partial(self._see_verified, self._decisions, ids))
@@ -225,10 +264,30 @@ class Observer:
         self._intake.recording = False
 
     def _see_chosen(self, last: torch.Tensor, chosen: list[int]) -> None:
-        if self._trace is not None:
+        if self._trace is not None and self.beams is None:
             self._guarded(partial(self._trace.see_token, self.clock.token, chosen))
-        if self.snapshot.tick is not None and not self._stopped:
+        if self.snapshot.tick is None or self._stopped:
+            return
+        if self.beams is None:
             self._guarded(partial(self._take, "token_ids", last))
+        else:
+            self.snapshot.skip("token_ids of beams: the rows of the next token tell them")
+
+    def _see_beams(self, beams: BeamRows, ids: torch.Tensor) -> None:
+        parents = beams.see(ids)
+        if self._trace is not None:
+            self._trace.see_token(self.clock.token, [NO_ID] * len(parents), parents)
+
+    def discard_surplus(self, result: Any, tokens: int | None) -> dict[str, Any]:
+        """Leave out what `generate()` computed after its last token; return what run.json tells.
+
+        Where it asks whether to stop a token late (MPS, transformers 5.23), it takes back the token
+        and its forward; the records of the forward stay, under the index of that token.
+        """
+        if not is_stop_deferred(result) or self.beams is not None or tokens is None:
+            return {}
+        self._surplus = range(tokens, self.clock.token)
+        return {"discarded_tokens": list(self._surplus)}
 
     # --- speculative decoding: several tokens of one row at once ---------------------------------
 
@@ -285,7 +344,8 @@ class Observer:
         """Return the tokens that were generated in the run, once its batches are written."""
         if self._trace is not None:
             try:
-                return self._trace.tokens()
+                found = self._trace.tokens()
+                return tuple(t for t in found if t.token not in self._surplus)
             except Exception as error:  # whatever went wrong behind the forwards
                 self._fail(error)
         return ()

@@ -53,6 +53,7 @@ class _Token(NamedTuple):
     logits_shape: tuple[int, ...] | None
     columns: slice = slice(None)
     accepted: int | None = None
+    parents: Sequence[int] | None = None
 
 
 class _Logits(NamedTuple):
@@ -105,13 +106,19 @@ class TraceRecorder:
         if logits is not None and type(logits) in PLAIN and logits.ndim in (2, 3):
             self._logits = self._copy_last(logits)
 
-    def see_token(self, token: int, chosen: Sequence[int]) -> None:
-        """Take the ids [rows] that were chosen as token `token`."""
+    def see_token(
+        self, token: int, chosen: Sequence[int], parents: Sequence[int] | None = None
+    ) -> None:
+        """Take the ids [rows] that were chosen as token `token`, NO_ID where none is known.
+
+        `parents` are the rows of the token before whose sequences these continue, None where every
+        row continues its own.
+        """
         forwards, self._inputs = self._inputs, []
         logits, self._logits = self._logits, None
         if not forwards:
             return
-        self._tokens.append(_Token(token, forwards, chosen, self._shape))
+        self._tokens.append(_Token(token, forwards, chosen, self._shape, parents=parents))
         if logits is not None and logits.rows == len(chosen):
             self._waiting.append((len(self._tokens) - 1, logits))
             if self._is_full(_MOST + 1, _MOST_BYTES + logits.nbytes):
@@ -255,6 +262,7 @@ def _traced(taken: _Token, candidates: Candidates | None) -> TokenTrace:
         candidates=candidates,
         drafted=last.tick.drafted if verified else None,
         accepted=taken.accepted,
+        parents=None if taken.parents is None else np.array(taken.parents, np.int32),
     )
 
 

@@ -326,6 +326,7 @@ class DumpOptions:
     # Documented options of later releases: taken, so that DumpConfig can say so, but not listed.
     mode: Annotated[Names, Option(hidden=True)] = None
     api_list: Annotated[Names, Option(hidden=True)] = None
+    # A model that a command loads is not compiled, so there is nothing to allow.
     allow_eager: Annotated[bool | None, Option(hidden=True)] = None
 
     def to_config(self, default: "Mapping[str, Any] | None" = None) -> "DumpConfig":

@@ -11,9 +11,17 @@ from math import prod
 import numpy as np
 
 from hf_dumper.compare.decided import decided_piece
-from hf_dumper.compare.pairs import Alone, Pair, Piece, Problem
+from hf_dumper.compare.pairs import Alone, Pair, Piece, Problem, is_mask
+from hf_dumper.compare.places import Ints
 from hf_dumper.compare.plans import Plan, Planner, Stretch, clip, common_keys, last_position
-from hf_dumper.compare.problems import DRAFTS, NO_AXES, other_shapes, skipped, skipped_by_either
+from hf_dumper.compare.problems import (
+    DRAFTS,
+    NO_AXES,
+    OTHER_MASKS,
+    other_shapes,
+    skipped,
+    skipped_by_either,
+)
 from hf_dumper.compare.records import Layout, Rec, RunRecords, Side
 from hf_dumper.compare.rows import Match
 from hf_dumper.compare.views import Shape, is_one_per_row, shape_of
@@ -104,6 +112,8 @@ class RunAligner:
             return Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         keys = self._keys(record, shape, stretch, partner, other)
         if not _same_channels(shape, other) or (keys is None and shape.keys != other.keys):
+            if is_mask(record) and is_mask(partner) and len(record.shape) != len(partner.shape):
+                return Problem(Verdict.NOT_COMPUTABLE, OTHER_MASKS)
             alike = np.array_equal(layout.positions, other_layout.positions)
             # One column: rows x positions may as well be rows beside anything, and a single value
             # may stand for as many as there are columns.
@@ -118,8 +128,8 @@ class RunAligner:
             return Problem(Verdict.NOT_COMPUTABLE, "no key has the same position on both sides")
         layouts = layout, other_layout
         if keys is None:
-            return [_position_piece(clipped, partner, layouts, None)]
-        return [_position_piece(clipped, partner, layouts, both) for both in keys]
+            return [_position_piece(clipped, (record, partner), layouts, None)]
+        return [_position_piece(clipped, (record, partner), layouts, both) for both in keys]
 
     def _keys(
         self, record: Rec, shape: Shape, stretch: Stretch, partner: Rec, other: Shape
@@ -131,8 +141,10 @@ class RunAligner:
         """
         if shape.keys is None or other.keys is None:
             return None
-        golden, candidate = self._planner.places[stretch.match.golden.row]
+        golden, candidate = self._planner.places(stretch.match)
         ours, theirs = golden.keys(record.forward), candidate.keys(partner.forward)
+        if is_mask(record) and is_mask(partner):
+            ours, theirs = _with_room(ours, shape.keys), _with_room(theirs, other.keys)
         if (shape.keys, other.keys) != (ours.size, theirs.size):
             return None
         says_so = POS in (record.axes[3], partner.axes[3])
@@ -144,8 +156,8 @@ class RunAligner:
 
     def _by_row(self, record: Rec, layout: Layout) -> Pair | Alone | None:
         found = _Found()
-        for match in self._planner.rows(layout):
-            position = last_position(layout, match.golden.row)
+        for match, row in self._planner.rows(record.forward, layout):
+            position = last_position(layout, row)
             if position < 0:
                 continue
             if position >= match.end:
@@ -173,11 +185,11 @@ class RunAligner:
         if record.shape[1:] != partner.shape[1:]:
             alike = np.array_equal(layout.positions, other.positions)
             return other_shapes(record, partner, known=alike)
-        position = last_position(layout, match.golden.row)
-        if last_position(other, match.candidate.row) != position:
+        rows = _rows_in(match, (record, layout), (partner, other))
+        position = last_position(layout, rows[0])
+        if last_position(other, rows[1]) != position:
             reason = "the forwards of the two sides end at other positions"
             return Problem(Verdict.NOT_COMPUTABLE, reason)
-        rows = match.golden.row, match.candidate.row
         return [Piece("row", rows[0], _ALL, position, partner, rows[1], _ALL)]
 
     # --- whole ----------------------------------------------------------------------------------
@@ -189,7 +201,7 @@ class RunAligner:
         if partner is None:
             return self._nothing(record, Plan((), 0, 1))
         found = _Found(problem=skipped_by_either(record, partner), partner=partner)
-        if found.problem is None and not self._planner.same_rows(layout, partner):
+        if found.problem is None and not self._planner.same_rows(record, layout, partner):
             found.problem = Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
         if found.problem is None and record.shape != partner.shape:
             found.problem = other_shapes(record, partner, known=True)
@@ -203,8 +215,8 @@ class RunAligner:
         if layout is None:
             run = self._planner.runs[self._matches[0].candidate.run]
             return run.find(record.forward, record)
-        for match in self._planner.rows(layout):
-            position = last_position(layout, match.golden.row)
+        for match, row in self._planner.rows(record.forward, layout):
+            position = last_position(layout, row)
             if position >= 0:
                 return self._planner.partner_of_row(record, match, position)
         return None
@@ -212,8 +224,8 @@ class RunAligner:
     def _is_cut(self, record: Rec, layout: Layout | None) -> bool:
         if layout is None:
             return any(m.token is not None and record.token > m.token for m in self._matches)
-        rows = self._planner.rows(layout)
-        return any(last_position(layout, m.golden.row) >= m.end for m in rows)
+        rows = self._planner.rows(record.forward, layout)
+        return any(last_position(layout, row) >= m.end for m, row in rows)
 
     # --- results --------------------------------------------------------------------------------
 
@@ -225,7 +237,7 @@ class RunAligner:
         same = (
             not (found.problem or found.truncated or found.missing)
             and len(partners) == 1
-            and self._planner.same_rows(layout, found.partner)
+            and self._planner.same_rows(record, layout, found.partner)
         )
         pieces = () if found.problem else tuple(found.pieces)
         counts = found.truncated, found.missing
@@ -237,7 +249,7 @@ class RunAligner:
         partner, problem = found.partner, found.problem
         if partner is None or problem is None or problem.reason != NO_AXES or found.truncated:
             return
-        if not self._planner.same_rows(layout, partner):
+        if not self._planner.same_rows(record, layout, partner):
             return
         if _takes_in_drafts(record, partner, (layout,)):
             found.problem = Problem(Verdict.NOT_COMPUTABLE, DRAFTS)
@@ -269,6 +281,20 @@ def _takes_in_drafts(record: Rec, partner: Rec, layouts: Sequence[Layout | None]
     return drafted and (record.hash is None or record.hash != partner.hash)
 
 
+def _with_room(keys: Ints, size: int) -> Ints:
+    """Return positions of keys for a mask over a static cache, whose room nobody filled yet."""
+    return np.pad(keys, (0, max(0, size - keys.size)), constant_values=-1)
+
+
+def _rows_in(
+    match: Match, golden: tuple[Rec, Layout], candidate: tuple[Rec, Layout]
+) -> tuple[int, int]:
+    """Return the numbers that a matched row has in the forwards of two records."""
+    sides = (match.golden, golden), (match.candidate, candidate)
+    ours, theirs = (row.place(of.forward, layout.rows) for row, (of, layout) in sides)
+    return (-1 if ours is None else ours), (-1 if theirs is None else theirs)
+
+
 def _same_channels(shape: Shape, other: Shape) -> bool:
     """Compare sizes without those of 1: ids [4, 1] may be rows x positions beside nothing."""
     ours, theirs = ([n for n in one.channels if n != 1] for one in (shape, other))
@@ -281,17 +307,18 @@ def _length(piece: Piece) -> int:
 
 def _position_piece(
     stretch: Stretch,
-    partner: Rec,
+    both: tuple[Rec, Rec],
     layouts: tuple[Layout, Layout],
     keys: tuple[slice, slice] | None,
 ) -> Piece:
+    rows = _rows_in(stretch.match, *zip(both, layouts, strict=True))
     return Piece(
         "positions",
-        stretch.match.golden.row,
+        rows[0],
         stretch.columns,
         stretch.position,
-        partner,
-        stretch.match.candidate.row,
+        both[1],
+        rows[1],
         stretch.candidate_columns,
         keys,
         layouts,

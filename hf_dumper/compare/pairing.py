@@ -127,30 +127,32 @@ class _Fates:
         """Look at which positions the forwards hold that were used."""
         self.cut = next((m.reason for m in matches if m.reason), "")
         self._layouts = records.layouts
-        self._ends = {m.candidate.row: m.end for m in matches}
+        self._matches = matches
         forwards = {r.forward for r in records.records if r.number in used}
-        self._compared = {
-            row: {p for f in forwards for p in self._positions(f, row)} for row in self._ends
-        }
+        self._compared = [
+            {p for f in forwards for p in self._positions(f, match)} for match in matches
+        ]
 
     def of(self, forward: int) -> str:
         """Return one word or two: the first that holds for all rows of a forward."""
-        if not self._ends:
+        if not self._matches:
             return "no row"
         if forward not in self._layouts:
             return ""
-        rows = {row: self._positions(forward, row) for row in self._ends}
-        if not any(rows.values()):
-            return "padding"
-        if all(p >= self._ends[row] for row, held in rows.items() for p in held):
+        held = [self._positions(forward, match) for match in self._matches]
+        if not any(held):
+            return "no row" if self._matches[0].candidate.at is not None else "padding"
+        ends = [match.end for match in self._matches]
+        if all(p >= end for end, found in zip(ends, held, strict=True) for p in found):
             return "truncated"
-        if all(p in self._compared[row] for row, held in rows.items() for p in held):
+        if all(p in done for done, found in zip(self._compared, held, strict=True) for p in found):
             return "repeated"  # a forward without cache holds every position again
         return ""
 
-    def _positions(self, forward: int, row: int) -> list[int]:
+    def _positions(self, forward: int, match: Match) -> list[int]:
         layout = self._layouts.get(forward)
-        if layout is None or row >= layout.rows:
+        row = None if layout is None else match.candidate.place(forward, layout.rows)
+        if layout is None or row is None:
             return []
         positions: list[int] = layout.positions[row].tolist()
         return [p for p in positions if p >= 0]

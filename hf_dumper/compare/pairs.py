@@ -93,7 +93,7 @@ class Pair:
         if ours.hash is None or any(piece.candidate.hash is None for piece in self.pieces):
             return None
         places = tuple(piece.place for piece in self.pieces)
-        return ours.hash, ours.dtype, ours.shape, ours.axes, _is_mask(ours), places, self.same
+        return ours.hash, ours.dtype, ours.shape, ours.axes, is_mask(ours), places, self.same
 
     @property
     def has_values(self) -> bool:
@@ -127,7 +127,7 @@ def segments(
     ours = golden.tensor(pair.golden)
     for piece in pair.pieces:
         views = _views(pair.golden, piece, ours, candidate.tensor(piece.candidate))
-        yield _as_masks(*views) if _is_mask(pair.golden) else views
+        yield _as_masks(*views) if is_mask(pair.golden) else views
 
 
 def _views(
@@ -146,7 +146,8 @@ def _views(
     return ours, theirs.reshape(ours.shape)  # axes of size 1 may come and go; never a copy
 
 
-def _is_mask(record: Rec) -> bool:
+def is_mask(record: Rec) -> bool:
+    """Tell whether a record is an input that its module calls a mask."""
     return "mask" in record.param.partition(".")[0]
 
 

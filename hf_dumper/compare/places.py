@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_dumper.compare.records import RunRecords
+from hf_dumper.compare.records import Layout, RunRecords
+from hf_dumper.compare.rows import Row
 
 Ints = NDArray[np.int64]
 
@@ -40,24 +41,21 @@ class RowPlaces:
     starts over at position 0: then the forward of the same token is preferred, else the first.
     """
 
-    def __init__(self, records: RunRecords, row: int) -> None:
+    def __init__(self, records: RunRecords, row: Row) -> None:
         """Look at the layouts of a run."""
         self.run = records.run
-        self.row = row
-        self.layouts = {
-            forward: layout
-            for forward, layout in sorted(records.layouts.items())
-            if row < layout.rows and layout.cols
-        }
+        self.layouts: dict[int, Layout] = {}
+        self._positions: dict[int, Ints] = {}
+        for forward, layout in sorted(records.layouts.items()):
+            number = row.place(forward, layout.rows)
+            if number is not None and layout.cols:
+                self.layouts[forward] = layout
+                self._positions[forward] = layout.positions[number].astype(np.int64)
 
     @cached_property
     def _beginnings(self) -> list[int]:
         """Forwards that feed the row from position 0; chunks of padding alone come before."""
-        return [
-            forward
-            for forward, layout in self.layouts.items()
-            if (layout.positions[self.row] == 0).any()
-        ]
+        return [forward for forward, positions in self._positions.items() if (positions == 0).any()]
 
     @cached_property
     def starts_over(self) -> bool:
@@ -67,7 +65,7 @@ class RowPlaces:
     @cached_property
     def length(self) -> int:
         """One more than the largest position."""
-        ends = [int(layout.positions[self.row].max()) + 1 for layout in self.layouts.values()]
+        ends = [int(positions.max()) + 1 for positions in self._positions.values()]
         return max(ends, default=0)
 
     @cached_property
@@ -85,10 +83,9 @@ class RowPlaces:
 
     def columns(self, forward: int) -> tuple[Ints, Ints]:
         """Return the columns of a forward whose values count, and their positions."""
-        layout = self.layouts.get(forward)
-        if layout is None:
+        positions = self._positions.get(forward)
+        if positions is None:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        positions = layout.positions[self.row].astype(np.int64)
         columns = np.flatnonzero(positions >= 0)
         if not self.starts_over:
             columns = columns[self._owner.forward[positions[columns]] == forward]
@@ -107,12 +104,11 @@ class RowPlaces:
     def keys(self, forward: int) -> Ints:
         """Return the positions of the columns that a forward can attend to, cached ones first."""
         found: list[Ints] = []
-        for number, layout in self.layouts.items():
+        for number, positions in self._positions.items():
             if number > forward:
                 break
             if number in self._beginnings[1:]:
                 found.clear()
-            positions = layout.positions[self.row].astype(np.int64)
             # What was rejected has left the cache before the next forward.
             found.append(positions if number == forward else positions[positions >= -1])
         return np.concatenate(found)
@@ -120,7 +116,7 @@ class RowPlaces:
     def _cover(self, forwards: list[int]) -> _Cover:
         cover = _Cover(np.full(self.length, -1), np.full(self.length, -1))
         for forward in forwards:
-            positions = self.layouts[forward].positions[self.row]
+            positions = self._positions[forward]
             columns = np.flatnonzero(positions >= 0)
             cover.forward[positions[columns]] = forward
             cover.column[positions[columns]] = columns

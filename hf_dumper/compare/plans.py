@@ -43,13 +43,11 @@ class Planner:
         self.runs: Mapping[int, RunRecords] = {
             m.candidate.run: candidate.records(m.candidate.run) for m in matches
         }
-        self.places = {
-            m.golden.row: (
-                RowPlaces(golden, m.golden.row),
-                RowPlaces(self.runs[m.candidate.run], m.candidate.row),
-            )
+        self._places = [
+            (RowPlaces(golden, m.golden), RowPlaces(self.runs[m.candidate.run], m.candidate))
             for m in matches
-        }
+        ]
+        self._numbers = {id(match): i for i, match in enumerate(matches)}
         self._plans: dict[tuple[int, int], Plan] = {}
 
     def plan(self, record: Rec, layout: Layout, offset: int) -> Plan:
@@ -59,27 +57,36 @@ class Planner:
             self._plans[key] = self._make(record, layout, offset)
         return self._plans[key]
 
-    def rows(self, layout: Layout) -> list[Match]:
-        """Return the matches of the rows of a forward."""
-        return [m for m in self.matches if m.golden.row < layout.rows]
+    def places(self, match: Match) -> tuple[RowPlaces, RowPlaces]:
+        """Return where the positions of a matched row are, on the golden side and on the other."""
+        return self._places[self._numbers[id(match)]]
 
-    def same_rows(self, layout: Layout | None, partner: Rec) -> bool:
-        """Tell whether a forward and a record hold the same rows and columns in the same places."""
+    def rows(self, forward: int, layout: Layout) -> list[tuple[Match, int]]:
+        """Return the matches of the rows of a forward, and the row of each in it."""
+        found = ((m, m.golden.place(forward, layout.rows)) for m in self.matches)
+        return [(match, row) for match, row in found if row is not None]
+
+    def same_rows(self, record: Rec, layout: Layout | None, partner: Rec) -> bool:
+        """Tell whether two records hold the same rows and columns in the same places."""
         other = self.runs[partner.run].layouts.get(partner.forward)
-        in_place = all(
-            m.golden.row == m.candidate.row and m.candidate.run == partner.run for m in self.matches
-        )
         if layout is None or other is None:
-            return in_place and layout is other
+            whole = all(m.golden.row == m.candidate.row for m in self.matches)
+            here = all(m.candidate.run == partner.run for m in self.matches)
+            return whole and here and layout is other
+        found = self.rows(record.forward, layout)
+        in_place = all(
+            m.candidate.run == partner.run and m.candidate.place(partner.forward, other.rows) == row
+            for m, row in found
+        )
         return (
             in_place
-            and len(self.rows(layout)) == layout.rows
+            and len({row for _, row in found}) == layout.rows
             and np.array_equal(layout.positions, other.positions)
         )
 
     def partner_of_row(self, record: Rec, match: Match, position: int) -> Rec | None:
         """Return the record of the forward that ends where the golden one does, or of its token."""
-        places = self.places[match.golden.row][1]
+        places = self.places(match)[1]
         run = self.runs[match.candidate.run]
         forward, _ = places.find(np.asarray([position]), record.token)
         same_token = [f for f, layout in places.layouts.items() if layout.token == record.token]
@@ -99,8 +106,8 @@ class Planner:
     def _make(self, record: Rec, layout: Layout, offset: int) -> Plan:
         found: list[Stretch] = []
         truncated = missing = 0
-        for match in self.rows(layout):
-            golden, candidate = self.places[match.golden.row]
+        for match, _ in self.rows(record.forward, layout):
+            golden, candidate = self.places(match)
             columns, positions = golden.columns(record.forward)
             wanted = columns >= offset
             kept = wanted & (positions < match.end)

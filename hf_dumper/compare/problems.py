@@ -10,6 +10,11 @@ from hf_dumper.core.verdicts import Verdict
 SKIPPED_BY: Final = "skipped it: "
 """Part of the reason of every pair that one side did not capture."""
 
+OTHER_MASKS: Final = (
+    "a mask of two axes against one of four, which generate() makes of it for a static cache; the "
+    "positions of both sides tell what is masked"
+)
+
 NO_AXES: Final = (
     "nothing says which axis is row and which is position, and the forwards of the two sides hold "
     "other rows or columns"

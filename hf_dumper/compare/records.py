@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hf_dumper.core.protocols import DumpReader
 from hf_dumper.core.statistics import FIELDS
-from hf_dumper.core.types import SKIPPED, TensorKey
+from hf_dumper.core.types import SKIPPED, Phase, TensorKey
 from hf_dumper.core.verified import Verified, verified_forwards
 from hf_dumper.errors import DumpFormatError
 
@@ -88,11 +88,13 @@ class Layout:
     """The tokens of one forward: `positions` is int32 [rows, cols], -1 for padding.
 
     Rejected drafts have positions below that. `token` is the token that the forward predicts, the
-    first one where it decided several.
+    first one where it decided several. `is_guidance` tells a forward that was run beside the
+    sequence.
     """
 
     token: int
     positions: NDArray[np.int32]
+    is_guidance: bool = False
 
     @cached_property
     def rejected(self) -> int:
@@ -113,16 +115,24 @@ class Layout:
 class RunRecords:
     """The records of one run, in order of capture, and the layout of each forward.
 
-    `forwards` maps each forward that has records to its token.
+    `forwards` maps each forward that has records to its token; those of `guidance` were run beside
+    the sequence. What `generate()` took back itself is left out.
     """
 
     def __init__(self, reader: DumpReader, run: int) -> None:
         """Read index and positions."""
         table = reader.index(run)
         self.run = run
-        self.records = list(_records(table, f"run {run} of {reader.path}"))
+        found = _records(table, f"run {run} of {reader.path}")
+        surplus = set(reader.run_info(run).get("discarded_tokens") or ())
+        self.records = [record for record in found if record.token not in surplus]
         self.forwards = {record.forward: record.token for record in self.records}
-        self.layouts = dict(_layouts(reader.positions(run), self.forwards))
+        self.guidance = {r.forward for r in self.records if r.phase == Phase.GUIDANCE}
+        self.layouts = {
+            forward: replace(layout, is_guidance=forward in self.guidance)
+            for forward, layout in _layouts(reader.positions(run), self.forwards)
+            if not surplus or forward in self.forwards
+        }
 
     @cached_property
     def by_forward(self) -> Mapping[int, Mapping[NameKey, Rec]]:

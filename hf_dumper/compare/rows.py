@@ -6,14 +6,16 @@ are matched by run and row number.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from hf_dumper.compare.prefixes import PrefixTree, prefix_trees
 from hf_dumper.compare.records import Rec, RunRecords, Side
 from hf_dumper.core.types import ROOT
+from hf_dumper.errors import KeyNotFoundError
 
 Ids = tuple[int, ...]
 
@@ -26,8 +28,12 @@ class Row:
     """One row of one run: what went in and what was generated.
 
     `prompt` are the ids without padding, None where none were recorded. `generated` are the chosen
-    ids, None where they are not known (beam search: the rows of a forward are beams). `start` is
-    the position that the first generated token has as an input.
+    ids, None where they are not known. `start` is the position that the first generated token has
+    as an input.
+
+    `at` maps forwards to the row that this one has in them, None where it has one number in all.
+    With beams a row is a sequence of tokens, `generated` are those that went in, and `tree` are all
+    sequences of the prompt. `is_guidance` tells a row of the forwards beside the sequence.
     """
 
     run: int
@@ -35,6 +41,14 @@ class Row:
     prompt: Ids | None
     generated: Ids | None
     start: int
+    at: Mapping[int, int] | None = None
+    tree: PrefixTree | None = None
+    is_guidance: bool = False
+
+    def place(self, forward: int, rows: int) -> int | None:
+        """Return the row that this one has in a forward of so many, None where it has none."""
+        row = self.row if self.at is None else self.at.get(forward)
+        return row if row is not None and row < rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +77,55 @@ def match_rows(
     """Return the matches, then the rows of either side that have no partner."""
     waiting: dict[object, deque[Row]] = defaultdict(deque)
     for row in candidate:
-        waiting[_identity(row)].append(row)
-    matches, alone = [], []
+        waiting[_identity(row), row.tree is not None].append(row)
+    matches, alone, taken = [], [], set()
     for row in golden:
-        partners = waiting[_identity(row)]
-        if partners:
-            matches.append(_match(row, partners.popleft()))
-        else:
+        has_beams = row.tree is not None
+        alike, others = (waiting[_identity(row), kind] for kind in (has_beams, not has_beams))
+        if not (alike or others):
             alone.append(row)
-    return matches, alone, [row for rest in waiting.values() for row in rest]
+        elif alike and not has_beams:
+            matches.append(_match(row, alike.popleft()))
+        else:  # one sequence of the other side may be the partner of several
+            match = _match_sequences(row, alike or others)
+            matches.append(match)
+            taken |= _sequences_in(match.candidate)
+    rest = [row for rest in waiting.values() for row in rest]
+    return matches, alone, [row for row in rest if _sequence(row) not in taken]
 
 
 def _identity(row: Row) -> object:
-    return row.prompt if row.prompt is not None else ("without ids", row.run, row.row)
+    known = row.prompt if row.prompt is not None else ("without ids", row.run, row.row)
+    return known, row.is_guidance
+
+
+def _sequence(row: Row) -> object:
+    """Return what tells the sequence of a row from others: its tree and ids, or its number."""
+    return (row.run, row.row) if row.tree is None else (id(row.tree), row.generated)
+
+
+def _sequences_in(row: Row) -> set[object]:
+    """Return the sequence of a row and its beginnings."""
+    if row.tree is None or row.generated is None:
+        return {_sequence(row)}
+    return {(id(row.tree), row.generated[:n]) for n in range(len(row.generated) + 1)}
+
+
+def _match_sequences(golden: Row, candidates: Iterable[Row]) -> Match:
+    """Match a row with the sequence that shares most of its tokens, of the same run if possible."""
+    found = (_as_sequence(golden, row) for row in candidates)
+    return max(found, key=lambda match: (match.end, match.candidate.run == golden.run))
+
+
+def _as_sequence(golden: Row, candidate: Row) -> Match:
+    if candidate.tree is None or golden.generated is None:
+        return _match(golden, candidate)
+    held, known = candidate.tree.follow(golden.generated, golden.row)
+    followed = replace(candidate, at=held, generated=golden.generated[:known])
+    if known is None:
+        return Match(golden, followed, NEVER, None, "")
+    reason = f"no row of the candidate goes on with token {known}"
+    return Match(golden, followed, golden.start + known, known, reason)
 
 
 def _match(golden: Row, candidate: Row) -> Match:
@@ -95,6 +145,7 @@ def _rows(side: Side, run: int) -> Iterator[Row]:
     info = side.info(run)
     records = side.records(run)
     prompts = _prompts(info.get("prompt") or {})
+    trees = _trees(side, info, records)
     generated = _generated(side, info, records)
     count = _row_count(info, records, prompts)
     copies = count // len(prompts) if prompts and count % len(prompts) == 0 else 1
@@ -105,7 +156,62 @@ def _rows(side: Side, run: int) -> Iterator[Row]:
         counted = _prefill_length(records, row) - _accepted_at_first(side, run)
         known = prompt is not None and not is_pair
         start = len(prompt) if known and prompt is not None else counted
-        yield Row(run, row, prompt, ids, start)
+        found = Row(run, row, prompt, ids, start, _forwards_of(records, row))
+        if trees is None:
+            yield found
+        elif row % (count // len(trees)) == 0:
+            yield from _sequences(found, trees[row // (count // len(trees))])
+    yield from _guidance_rows(info, records, prompts)
+
+
+def _trees(
+    side: Side, info: Mapping[str, Any], records: RunRecords
+) -> tuple[PrefixTree, ...] | None:
+    """Return the sequences of a run with beams, None for any other, or where they are not known."""
+    beams = _beams(info)
+    if beams < 2:
+        return None
+    tokens = {f: t for f, t in records.forwards.items() if f not in records.guidance}
+    try:
+        return prefix_trees(side.reader.trace(info["run"]), tokens, beams)
+    except KeyNotFoundError:  # cut off
+        return None
+
+
+def _sequences(row: Row, tree: PrefixTree) -> Iterator[Row]:
+    """Yield one row for each sequence; together they hold every row of every forward."""
+    for ids, held in tree.branches():
+        yield replace(
+            row, row=max(held.items(), default=(0, row.row))[1], generated=ids, at=held, tree=tree
+        )
+
+
+def _guidance_rows(
+    info: Mapping[str, Any], records: RunRecords, prompts: Sequence[Ids] | None
+) -> Iterator[Row]:
+    """Yield the rows of the forwards beside the sequence: those without the prompt."""
+    layouts = {f: records.layouts[f] for f in sorted(records.guidance) if f in records.layouts}
+    if not layouts or _beams(info) > 1:
+        return
+    first = next(iter(layouts.values()))
+    generated = info.get("generated_ids")
+    for row in range(first.rows):
+        prompt = prompts[row] if prompts is not None and len(prompts) == first.rows else None
+        ids = tuple(generated[row]) if generated and len(generated) == first.rows else None
+        start = int(first.positions[row].max()) + 1
+        at = dict.fromkeys(layouts, row)
+        yield Row(info["run"], row, prompt, ids, start, at, is_guidance=True)
+
+
+def _forwards_of(records: RunRecords, row: int) -> Mapping[int, int] | None:
+    """Return the forwards of the sequence where there are others, None where all are its own."""
+    if not records.guidance:
+        return None
+    return {f: row for f in records.layouts if f not in records.guidance}
+
+
+def _beams(info: Mapping[str, Any]) -> int:
+    return int((info.get("generation_config") or {}).get("num_beams") or 1)
 
 
 def _row_count(info: Mapping[str, Any], records: RunRecords, prompts: Sequence[Ids] | None) -> int:
@@ -132,7 +238,7 @@ def _prefill_length(records: RunRecords, row: int) -> int:
     ends = [
         int(layout.positions[row].max()) + 1
         for layout in records.layouts.values()
-        if layout.token == 0 and row < layout.rows and layout.cols
+        if layout.token == 0 and row < layout.rows and layout.cols and not layout.is_guidance
     ]
     return max(ends, default=0)
 
@@ -146,7 +252,7 @@ def _generated(side: Side, info: Mapping[str, Any], records: RunRecords) -> list
     """Return the ids that were chosen for each row, None where they are not those of the rows."""
     if info.get("kind") == "forward":
         return [()] * _row_count(info, records, None)
-    if int((info.get("generation_config") or {}).get("num_beams") or 1) > 1:
+    if _beams(info) > 1:
         return None
     ids = info.get("generated_ids")
     if ids is not None:

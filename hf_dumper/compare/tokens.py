@@ -39,6 +39,8 @@ def token_rows(golden: Side, candidate: Side, matches: Sequence[Match]) -> Itera
     for match in matches:
         if match.golden.generated is None or match.candidate.generated is None:
             continue
+        if match.golden.is_guidance:  # which chooses nothing
+            continue
         both = zip(match.golden.generated, match.candidate.generated, strict=False)
         sources = _Logits(golden, match.golden), _Logits(candidate, match.candidate)
         for token, (ours, theirs) in enumerate(both):
@@ -47,6 +49,8 @@ def token_rows(golden: Side, candidate: Side, matches: Sequence[Match]) -> Itera
                 **{"run": match.golden.run, "row": match.golden.row, "token": token},
                 **{"position": position, "golden_id": ours, "candidate_id": theirs},
             }
+            if match.golden.at is not None and not sources[0].holds(token):
+                continue  # beams: another sequence has this token's row
             if match.token is not None and token > match.token:
                 yield row | {"verdict": Verdict.TRUNCATED, "reason": match.reason}
             elif sources[0].is_padding(position):
@@ -160,17 +164,25 @@ class _Logits:
         self._verified = side.verified(row.run)
         self._forwards: dict[int, int] = {}
         for forward, token in self._records.forwards.items():
+            if forward in self._records.guidance:
+                continue
             self._forwards[token] = max(forward, self._forwards.get(token, -1))
 
     def is_padding(self, position: int) -> bool:
         """Tell whether the row had ended before a position was reached."""
-        held = [
-            layout.positions[self._row.row]
-            for layout in self._records.layouts.values()
-            if self._row.row < layout.rows
-        ]
+        places = (
+            (layout, self._row.place(forward, layout.rows))
+            for forward, layout in self._records.layouts.items()
+        )
+        held = [layout.positions[row] for layout, row in places if row is not None]
         last = max((int(positions.max()) for positions in held), default=position)
         return position > last
+
+    def holds(self, token: int) -> bool:
+        """Tell whether the row has a place in the forward of a token."""
+        forward = self._forwards.get(token, -1)
+        layout = self._records.layouts.get(forward)
+        return layout is not None and self._row.place(forward, layout.rows) is not None
 
     def at(self, token: int) -> torch.Tensor | None:
         """Return [1, vocabulary] of the column that decides a token, None where there is none."""
@@ -193,16 +205,19 @@ class _Logits:
     def _view(self, record: Rec, after: int | None) -> torch.Tensor | None:
         layout = self._records.layouts[record.forward]
         shape = shape_of(record, layout)
-        held = layout.positions[self._row.row]
-        position = last_position(layout, self._row.row)
+        row = self._row.place(record.forward, layout.rows)
+        if row is None:
+            return None
+        held = layout.positions[row]
+        position = last_position(layout, row)
         if after is not None:
             position = int(held[layout.cols - 1 - after])
         if position < 0 or len(shape.channels) != 1 or shape.kind == "whole":
             return None
         tensor = self._side.tensor(record)
         if shape.kind == "row":
-            return by_row(tensor, self._row.row)
+            return by_row(tensor, row)
         column = int(np.flatnonzero(held == position)[0])
         if column < shape.offset:
             return None
-        return by_position(tensor, record, layout, self._row.row, slice(column, column + 1))
+        return by_position(tensor, record, layout, row, slice(column, column + 1))

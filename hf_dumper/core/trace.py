@@ -1,13 +1,16 @@
 """What is kept of each generated token: what went into the model, and what there was to choose."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
+
+NO_ID: Final = -1
+"""Stands for the id of a token that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class TokenTrace:
         token: Its index, 0 being the one that the prefill predicts.
         forward: The forward that predicted it, the last one where its input came in chunks.
         phase: `prefill` or `decode`.
-        chosen: The ids that were chosen, int64 [rows]; padding where a row had ended.
+        chosen: The ids that were chosen, int64 [rows]; padding where a row had ended, NO_ID with
+            beams: no id or several may continue a row, and the rows of the next token say which.
         input_ids: Ids that went into its forwards [rows, columns]; None for embeddings.
         position_ids: As the model was given them [rows, columns]; None where it was given none, or
             not one for each of these columns.
@@ -68,6 +72,8 @@ class TokenTrace:
         candidates: What there was to choose from, None where the logits cannot be read.
         drafted: Drafts that its forward verified, None without speculative decoding.
         accepted: How many of them were accepted, likewise.
+        parents: With beams, the rows of the token before whose sequences these rows continue,
+            int32 [rows]; None where every row continues its own.
 
     Where one forward decided several tokens, each has the columns that came in for it.
     """
@@ -87,3 +93,4 @@ class TokenTrace:
     candidates: Candidates | None = None
     drafted: int | None = None
     accepted: int | None = None
+    parents: NDArray[np.int32] | None = None

@@ -25,11 +25,16 @@ FORMAT_VERSION = 1
 
 
 class Phase(StrEnum):
-    """What a forward of the root module is for."""
+    """What a forward of the root module is for.
+
+    `guidance` is one that a logits processor or a stopping criterion runs beside the sequence: the
+    unconditional forward of `guidance_scale`.
+    """
 
     PREFILL = "prefill"
     DECODE = "decode"
     FORWARD = "forward"
+    GUIDANCE = "guidance"
 
 
 def _unknown() -> None:

@@ -34,7 +34,8 @@ def trace_facts(reader: DumpReader, run: int) -> dict[str, Any]:
     rows = reader.trace(run).to_pylist()
     folder = tokenizer_folder(reader.path)
     lists = [row[name] or () for row in rows for name in ("input_ids", "top_ids")]
-    ids = {row["chosen_id"] for row in rows}.union(*lists)
+    chosen = {row["chosen_id"] for row in rows} - {None}
+    ids = chosen.union(*lists)
     texts = texts_of(folder, ids) if folder else {}
     for row in rows:
         row["input_texts"] = row["input_ids"] and [texts.get(i) for i in row["input_ids"]]
@@ -145,6 +146,9 @@ def _chosen(row: Mapping[str, Any], batch: int) -> Text:
     line = Text(_INDENT)
     if batch > 1:
         line.append(f"row {row['row']}  ", "dim")
+    if row["chosen_id"] is None:  # beams: what comes of the row is told by the next token's rows
+        before = f"continues row {row['parent']} of the token before"
+        return line.append(before if row["token"] else "begins", "dim")
     line.append(name or str(row["chosen_id"]), "green")
     told = [f"id {row['chosen_id']}"] if name else []
     position = row["positions"][-1] if row["positions"] else None

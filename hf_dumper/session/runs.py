@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import torch
 
+from hf_dumper.capture.eager import compiled_modules, refuse_compiled
 from hf_dumper.capture.facts import input_facts
-from hf_dumper.capture.modes import refuse_compiled
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.seeding import determinism_facts, seeded
 from hf_dumper.config import RAISE, DumpConfig
@@ -83,7 +83,8 @@ class RunKeeper:
         Raises:
             DumpWriteError: it cannot be written, with `on_error="raise"`.
         """
-        refuse_compiled(self._model)
+        if not self._config.allow_eager:
+            refuse_compiled(self._model)
         self.is_lost, self._raised = False, None
         (number, source), self._next = self._next, _NEXT_FREE
         prompt = {**prompt, **source}
@@ -146,6 +147,8 @@ class RunKeeper:
         self.stored += snapshot.counts.total() - snapshot.counts[SKIPPED]
         reason = None if cause is None else f"{type(cause).__name__}: {cause}"
         facts = {**facts, "inputs": described}
+        if self._config.allow_eager:
+            facts["run_without_compilation"] = compiled_modules(self._model)
         result = RunResult(facts, counts, reason, observer.left_out, trace)
         try:
             self._dump.commit_run(result)

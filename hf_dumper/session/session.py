@@ -11,6 +11,8 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from hf_dumper.capture.adapters import base_of
+from hf_dumper.capture.beams import beam_facts
+from hf_dumper.capture.eager import eager, refuse_compiled, without_wrapper
 from hf_dumper.capture.facts import (
     Tokenizer,
     decode,
@@ -25,7 +27,6 @@ from hf_dumper.capture.modes import (
     GenerationPlan,
     disable_compilation,
     plan_generation,
-    refuse_compiled,
 )
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.saved import check_saved
@@ -76,8 +77,11 @@ class DumpSession(HookOwner):
         The processes of one `launch` write one dump: all of them make a session, at the same time.
         None is a process on its own. Of a model with adapters, the model inside is dumped.
         """
+        if config.allow_eager:
+            model = without_wrapper(model)
+        else:
+            refuse_compiled(model)
         model = base_of(model)
-        refuse_compiled(model)
         self.config = config
         self._model = model
         self._tokenizer = tokenizer
@@ -238,6 +242,8 @@ class DumpSession(HookOwner):
 
     def arm(self) -> None:
         """Put the hooks on the model: the clock first, then the taps, the end of the run last."""
+        if self.config.allow_eager:
+            self._hooks.enter_context(eager())
         root = self._model
         before = root.register_forward_pre_hook(self._before_root, with_kwargs=True)
         self._hooks.enter_context(before)
@@ -262,6 +268,7 @@ class DumpSession(HookOwner):
         facts: dict[str, Any] = {
             "generation_config": dict(plan.options),
             "followed": plan.followed,
+            "auto_compile": plan.auto_compile,
             "length": plan.limit.facts(None),
         }
         prompt = prompt_facts(call.values, self._tokenizer)
@@ -272,7 +279,12 @@ class DumpSession(HookOwner):
                 yield lambda _result: None
             return
         speculation = None if plan.drafter is None else Speculation(plan.drafter)
-        self._observer.start_generation(plan.eos, speculation)
+        self._observer.start_generation(
+            plan.eos,
+            makes_masks=plan.makes_masks,
+            beams=plan.beams,
+            speculation=speculation,
+        )
         error: BaseException | None = None
         try:
             yield lambda result: facts.update(self._result(result, plan))
@@ -394,6 +406,10 @@ class DumpSession(HookOwner):
     def _result(self, result: Any, plan: GenerationPlan) -> dict[str, Any]:
         prompt_length = self._observer.clock.prompt_length
         facts = result_facts(result, prompt_length)
+        beams, ids = self._observer.beams, facts["generated_ids"]
+        if beams is not None and ids is not None:
+            facts["beams"] = beam_facts(beams, result, ids)
+        facts |= self._observer.discard_surplus(result, facts["generated_tokens"])
         facts["length"] = plan.limit.facts(prompt_length)
         if facts["generated_ids"] is not None and prompt_length is not None:
             ids = facts["generated_ids"]

@@ -16,7 +16,7 @@ from hf_dumper.errors import DumpFormatError, KeyNotFoundError
 _NAMES: Final = ("module", "slot", "op")
 _NUMBERS: Final = ("rank", "token", "call", "forward")
 
-TEXTS: Final = (*_NAMES, "axes", "dtype", "shard", "status", "reason")
+TEXTS: Final = (*_NAMES, "phase", "axes", "dtype", "shard", "status", "reason")
 """The columns with text, which a Lookup needs as dictionaries."""
 
 COLUMNS: Final = (*TEXTS, *_NUMBERS, "shape", "offset", "nbytes")
@@ -36,6 +36,7 @@ class Row(NamedTuple):
     nbytes: int
     status: str
     reason: str
+    phase: str = ""
 
 
 class Lookup:

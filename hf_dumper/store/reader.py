@@ -9,7 +9,7 @@ from typing import Any, Self
 import pyarrow as pa
 import torch
 
-from hf_dumper.core.types import ROOT, SKIPPED, TensorKey
+from hf_dumper.core.types import ROOT, SKIPPED, Phase, TensorKey
 from hf_dumper.core.verified import Verified, covering
 from hf_dumper.errors import DumpNotFoundError, KeyNotFoundError
 from hf_dumper.store import layout
@@ -113,7 +113,8 @@ class NativeReader:
         """Return one tensor of a token; "" and "root" both name the outermost module.
 
         A token whose prompt was fed in several forwards is joined along its position axis, unless
-        `forward` picks one of them. `row` picks one row of the batch and drops that axis.
+        `forward` picks one of them; those that guidance ran beside the sequence are left out. `row`
+        picks one row of the batch and drops that axis.
 
         Under speculative decoding one forward decides several tokens: what it holds is cut, along
         its position axis, at the column that decided this one. With `forward` it comes whole.
@@ -129,6 +130,8 @@ class NativeReader:
             wanted["forward"] = forward
         rank = min(reader.ranks(), default=0)
         rows = reader.lookup.find(module, slot, op="", **wanted, call=call, rank=rank)
+        if forward is None:  # guidance runs the model once more, without the prompt
+            rows = [r for r in rows if r.phase != Phase.GUIDANCE] or rows
         what = f"{module!r} {slot!r} of token {token}"
         extents = reader.extents if len(rows) > 1 or row is not None else {}
         part = join(

@@ -1,6 +1,7 @@
 """The trace of a generation on disk: one row per generated token and row of the batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,10 @@ TRACE_SCHEMA: Final = pa.schema(
 
 _BEFORE_DRAFTS: Final = pa.schema(list(TRACE_SCHEMA)[:-2])
 """The columns of traces that were written before speculative decoding was followed."""
+PARENT: Final = "parent"
+
+BEAM_SCHEMA: Final = TRACE_SCHEMA.append(pa.field(PARENT, pa.int32()))
+"""With beams, a row says which row of the token before it continues."""
 
 PREDICTIONS: Final = "prompt_predictions.parquet"
 
@@ -59,6 +64,8 @@ PREDICTIONS_SCHEMA: Final = pa.schema(
     ]
 )
 
+_OF_CHOSEN: Final = ("chosen_id", "chosen_probability", "chosen_rank")
+
 _PER_ROW: Final = ("input_ids", "position_ids", "mask", "positions")
 
 
@@ -67,7 +74,8 @@ def trace_table(tokens: Sequence[TokenTrace | Mapping[str, Any]]) -> pa.Table:
     rows = [
         row for token in tokens for row in ([token] if isinstance(token, Mapping) else _rows(token))
     ]
-    return pa.Table.from_pylist(rows, TRACE_SCHEMA)
+    has_beams = any(row.get(PARENT) is not None for row in rows)
+    return pa.Table.from_pylist(rows, BEAM_SCHEMA if has_beams else TRACE_SCHEMA)
 
 
 def write_trace(folder: Path, table: pa.Table, *, durable: bool = False) -> None:
@@ -93,15 +101,17 @@ def read_trace(folder: Path, what: str) -> pa.Table:
 
 
 def _read_trace(file: Path) -> pa.Table:
-    try:
-        return read_parquet(file, TRACE_SCHEMA)
-    except DumpFormatError as error:
-        try:
-            table = read_parquet(file, _BEFORE_DRAFTS)
-        except DumpFormatError:
-            raise error from None
-    for field in list(TRACE_SCHEMA)[-2:]:
-        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    """Read a trace with whichever columns its run has."""
+    for schema in (TRACE_SCHEMA, BEAM_SCHEMA):
+        with suppress(DumpFormatError):
+            return read_parquet(file, schema)
+    return _with_drafts(read_parquet(file, _BEFORE_DRAFTS))
+
+
+def _with_drafts(table: pa.Table) -> pa.Table:
+    for name in ("drafted", "accepted"):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.int32()))
     return table
 
 
@@ -121,7 +131,10 @@ def _rows(trace: TokenTrace) -> Iterator[dict[str, Any]]:
     arrays = {name: array.tolist() for name, array in known.items() if array is not None}
     for row, chosen in enumerate(trace.chosen.tolist()):
         own = {name: lists[row] for name, lists in arrays.items()}
-        yield {**shared, **own, **_choice(trace, row), "row": row, "chosen_id": chosen}
+        own |= {"row": row, "chosen_id": chosen, **_choice(trace, row)}
+        if trace.parents is not None:
+            own |= {PARENT: int(trace.parents[row]), **dict.fromkeys(_OF_CHOSEN)}
+        yield {**shared, **own}
 
 
 def _choice(trace: TokenTrace, row: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StaticCache
+from transformers import GenerationConfig, LogitsProcessor
 
 from hf_dumper import (
     CompiledModelError,
@@ -30,18 +30,20 @@ class Nested(LogitsProcessor):
 
 
 REFUSED = {
-    "beams": {"num_beams": 2},
-    "sampled beams": {"num_beams": 2, "do_sample": True},
     "group beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
-    "guidance": {"guidance_scale": 1.5},
-    "static cache": {"cache_implementation": "static"},
-    "offloaded static cache": {"cache_implementation": "offloaded_static"},
     "paged cache": {"cache_implementation": "paged"},
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
     "contrastive layers": {"dola_layers": "high"},
     "custom": {"custom_generate": lambda model, **kwargs: None},
-    "beams by configuration": {"generation_config": GenerationConfig(num_beams=2)},
-    "beams over a configuration": {"generation_config": GenerationConfig(), "num_beams": 2},
+    "constrained beams": {"num_beams": 2, "force_words_ids": [[[5]]]},
+    "contrastive by configuration": {
+        "generation_config": GenerationConfig(penalty_alpha=0.6, top_k=4)
+    },
+    "contrastive over a configuration": {
+        "generation_config": GenerationConfig(),
+        "penalty_alpha": 0.6,
+        "top_k": 4,
+    },
 }
 
 
@@ -75,7 +77,7 @@ def test_a_way_of_generating_is_refused_before_any_forward(model, forwards, tmp_
         model.generate(**PLAIN)
 
 
-@pytest.mark.parametrize("name", ["beams", "custom", "static cache"])
+@pytest.mark.parametrize("name", ["group beams", "custom", "paged cache"])
 def test_after_a_refusal_the_model_generates_and_is_dumped(model, tmp_path, name):
     want = model.generate(**PLAIN)
     with register_hook(model, DumpConfig(tmp_path, "all")) as session:
@@ -88,18 +90,14 @@ def test_after_a_refusal_the_model_generates_and_is_dumped(model, tmp_path, name
         assert reader.run_info(0)["complete"]
 
 
-def test_a_static_cache_object_is_refused(model, tmp_path):
-    cache = StaticCache(config=model.config, max_cache_len=32)
-    refused(model, tmp_path, {"past_key_values": cache})
-
-
-def test_beams_of_the_models_own_configuration_are_refused(model, forwards, tmp_path):
-    model.generation_config.num_beams = 2
+def test_a_way_of_the_models_own_configuration_is_refused(model, forwards, tmp_path):
+    model.generation_config.penalty_alpha = 0.6
+    model.generation_config.top_k = 4
     with register_hook(model, DumpConfig(tmp_path)) as session:
-        with pytest.raises(UnsupportedGenerationError, match="beam"):
+        with pytest.raises(UnsupportedGenerationError, match="contrastive"):
             model.generate(**PLAIN)
         assert forwards == []
-        model.generate(**PLAIN, num_beams=1)
+        model.generate(**PLAIN, penalty_alpha=None, top_k=None)
         assert session.runs == (0,)
 
 
@@ -122,18 +120,21 @@ def test_a_generate_inside_a_generate_is_refused(model, tmp_path):
 
 
 def test_a_refused_way_works_while_the_session_pauses(model, tmp_path):
-    want = model.generate(**PLAIN, num_beams=2)
+    call = PLAIN | {"custom_generate": lambda model, input_ids, **_: input_ids + 1}
+    want = model.generate(**call)
     with register_hook(model, DumpConfig(tmp_path)) as session:
         with session.pause():
-            got = model.generate(**PLAIN, num_beams=2)
+            got = model.generate(**call)
         model(IDS)
     assert torch.equal(got, want)
 
 
 def test_the_message_says_what_to_use_instead(model, tmp_path):
     with register_hook(model, DumpConfig(tmp_path)):
-        with pytest.raises(UnsupportedGenerationError, match="Use greedy search or sampling"):
-            model.generate(**PLAIN, num_beams=2)
+        with pytest.raises(
+            UnsupportedGenerationError, match="Use greedy search, sampling or beams"
+        ):
+            model.generate(**PLAIN, cache_implementation="paged")
         model(IDS)
 
 

@@ -16,11 +16,11 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    QuantizedCache,
     StaticCache,
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.cache_utils import Fp8QuantizedLayer, QuantizedLayer
 
 from hf_dumper import DumpConfig, KeyNotFoundError, compare, open_dump, register_hook
 
@@ -250,15 +250,47 @@ def test_an_encoder_decoder_adds_its_cross_attention_once(tmp_path):
         assert axes == {2: "row,-,pos,-", 3: "row,-,-,-"}
 
 
-def test_a_quantised_cache_is_counted_with_its_reason(tmp_path):
-    model = made(llama)
-    cache = QuantizedCache("fp8", model.config)
-    with register_hook(model, DumpConfig(tmp_path, dump_kv_cache=True)), torch.no_grad():
-        model(IDS, past_key_values=cache, use_cache=True)
-    with open_dump(tmp_path) as reader:
-        assert slots(reader) == []
-        counts = reader.run_info()["counts"]["skipped_by_reason"]
-        assert counts["cache: keys and values of a Fp8QuantizedLayer are quantised"] == 2
+@pytest.fixture
+def updates(monkeypatch):
+    """Keep the keys that every forward hands to a quantised layer, in order."""
+    kept = []
+    for layer in (QuantizedLayer, Fp8QuantizedLayer):
+
+        def update(self, keys, values, *args, _update=layer.update, **kwargs):
+            kept.append((self, keys.clone()))
+            return _update(self, keys, values, *args, **kwargs)
+
+        monkeypatch.setattr(layer, "update", update)
+    return kept
+
+
+def test_what_is_quantised_already_is_recorded_as_attention_reads_it(tmp_path, updates):
+    cache = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    with generated(made(llama), tmp_path, **cache) as reader:
+        recorded = [reader.load("root", "kv.1.key", token) for token in range(NEW)]
+        assert "quantised" not in str(reader.run_info()["counts"])
+    layers = {id(layer): layer for layer, _ in updates}
+    ours = [keys for layer, keys in updates if layer is list(layers.values())[1]]
+    scale = (ours[0].abs().amax() / torch.finfo(torch.float8_e4m3fn).max).float()
+    for keys, found in zip(ours, recorded, strict=True):
+        expected = (keys / scale).to(torch.float8_e4m3fn).float() * scale
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, keys)
+
+
+def test_what_waits_to_be_quantised_is_recorded_as_it_is(tmp_path, updates):
+    pytest.importorskip("optimum.quanto", reason="this cache is made by optimum-quanto")
+    config = {"backend": "quanto", "q_group_size": 8, "residual_length": 8}
+    cache = {"cache_implementation": "quantized", "cache_config": config}
+    with generated(made(llama), tmp_path, **cache) as reader:
+        recorded = [reader.load("root", "kv.1.key", token) for token in range(NEW)]
+    layers = {id(layer): layer for layer, _ in updates}
+    layer = list(layers.values())[1]
+    ours = [keys for one, keys in updates if one is layer]
+    first = layer._dequantize(layer._quantize(ours[0].contiguous(), axis=layer.axis_key))
+    assert torch.equal(recorded[0], first)
+    assert not torch.equal(recorded[0], ours[0])
+    assert all(map(torch.equal, recorded[1:], ours[1:]))
 
 
 def test_a_generation_without_cache_says_so(tmp_path):

@@ -13,7 +13,6 @@ from hf_dumper.errors import ConfigError, NotYetError
 LATER = {
     "api_list": ["softmax"],
     "mode": "api",
-    "allow_eager": True,
 }
 ACCEPTED = [
     {},
