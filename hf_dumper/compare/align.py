@@ -143,8 +143,10 @@ class RunAligner:
             return None
         golden, candidate = self._planner.places(stretch.match)
         ours, theirs = golden.keys(record.forward), candidate.keys(partner.forward)
-        if is_mask(record) and is_mask(partner):
-            ours, theirs = _with_room(ours, shape.keys), _with_room(theirs, other.keys)
+        if is_mask(record) and self._golden.has_room:
+            ours = _with_room(ours, shape.keys)
+        if is_mask(partner) and self._planner.runs[partner.run].has_room:
+            theirs = _with_room(theirs, other.keys)
         if (shape.keys, other.keys) != (ours.size, theirs.size):
             return None
         says_so = POS in (record.axes[3], partner.axes[3])

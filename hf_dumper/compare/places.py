@@ -51,6 +51,12 @@ class RowPlaces:
             if number is not None and layout.cols:
                 self.layouts[forward] = layout
                 self._positions[forward] = layout.positions[number].astype(np.int64)
+        # With beams, what another row holds of its beginning is in its cache all the same.
+        self._fed = {
+            forward: records.layouts[forward].positions[number].astype(np.int64)
+            for forward, number in sorted(row.fed().items())
+            if forward in records.layouts
+        } or self._positions
 
     @cached_property
     def _beginnings(self) -> list[int]:
@@ -104,7 +110,7 @@ class RowPlaces:
     def keys(self, forward: int) -> Ints:
         """Return the positions of the columns that a forward can attend to, cached ones first."""
         found: list[Ints] = []
-        for number, positions in self._positions.items():
+        for number, positions in self._fed.items():
             if number > forward:
                 break
             if number in self._beginnings[1:]:

@@ -116,7 +116,8 @@ class RunRecords:
     """The records of one run, in order of capture, and the layout of each forward.
 
     `forwards` maps each forward that has records to its token; those of `guidance` were run beside
-    the sequence. What `generate()` took back itself is left out.
+    the sequence. `has_room` tells that the cache is longer than what it holds. What `generate()`
+    took back itself is left out.
     """
 
     def __init__(self, reader: DumpReader, run: int) -> None:
@@ -124,7 +125,9 @@ class RunRecords:
         table = reader.index(run)
         self.run = run
         found = _records(table, f"run {run} of {reader.path}")
-        surplus = set(reader.run_info(run).get("discarded_tokens") or ())
+        info = reader.run_info(run)
+        self.has_room = _has_room(info)
+        surplus = set(info.get("discarded_tokens") or ())
         self.records = [record for record in found if record.token not in surplus]
         self.forwards = {record.forward: record.token for record in self.records}
         self.guidance = {r.forward for r in self.records if r.phase == Phase.GUIDANCE}
@@ -221,6 +224,13 @@ class Side:
             raise DumpFormatError(msg)
         self._checked.add((record.run, record.number))
         return tensor
+
+
+def _has_room(info: Mapping[str, Any]) -> bool:
+    """Tell whether a run had a static cache."""
+    cache = str((info.get("inputs") or {}).get("cache"))
+    asked = str((info.get("generation_config") or {}).get("cache_implementation"))
+    return cache.startswith("Static") or "static" in asked
 
 
 def _hash(tensor: torch.Tensor) -> int:

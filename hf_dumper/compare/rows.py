@@ -50,6 +50,12 @@ class Row:
         row = self.row if self.at is None else self.at.get(forward)
         return row if row is not None and row < rows else None
 
+    def fed(self) -> Mapping[int, int]:
+        """Return, with beams, the row of each forward that its sequence went through."""
+        if self.tree is None or self.generated is None:
+            return {}
+        return self.tree.follow(self.generated, self.row)[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
