@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_dumper.capture.inputs import RootInputs
+from hf_dumper.capture.integers import Integers
 from hf_dumper.core.types import Phase, Positions, Tick
 
 _NEVER: Final = 1 << 62
@@ -38,6 +39,7 @@ class TokenClock:
         self.forward = -1
         self.prompt_length: int | None = None
         self._columns = 0  # columns that went into the model so far, prompt and padding included
+        self._mask: Integers | None = None  # the latest that a forward was given
         self._ended: tuple[int, ...] = ()  # per row: the column from which it is padding
 
     def provisional(self) -> Tick:
@@ -49,6 +51,7 @@ class TokenClock:
         self.forward += 1
         past = self._past(inputs)
         self._columns = past + inputs.cols
+        self._mask = inputs.given_mask or self._mask
         return Tick(
             self._run,
             self.forward,
@@ -58,7 +61,7 @@ class TokenClock:
             inputs.cols,
             inputs.keep if inputs.keep < inputs.cols else 0,
             past,
-            partial(_positions, inputs, past, self._ended),
+            partial(_positions, inputs, self._mask, past, self._ended),
         )
 
     def set_prompt(self, length: int) -> None:
@@ -84,16 +87,22 @@ class TokenClock:
         return Phase.DECODE if self.token else Phase.PREFILL
 
     def _past(self, inputs: RootInputs) -> int:
-        if inputs.past is not None:
+        if inputs.past is not None and (not self.forward or inputs.past <= self._columns):
             return inputs.past
+        if inputs.past is not None:  # the model put columns of its own there, and is fed all again
+            return max(0, (self.prompt_length or 0) + self.token - inputs.cols)
         # A cache that does not tell its length: a state-space state, say.
         return self._columns
 
 
-def _positions(inputs: RootInputs, past: int, ended: Sequence[int]) -> Positions | None:
+def _positions(
+    inputs: RootInputs, latest: Integers | None, past: int, ended: Sequence[int]
+) -> Positions | None:
     if not inputs.cols or not inputs.readable:
         return None
     rows, cols, mask = inputs.rows, inputs.cols, inputs.mask
+    if mask is None and latest is not None:  # a step of a state-space model: what was, still is
+        mask = _extended(latest, rows, past + cols)
     columns = np.arange(past, past + cols)
     positions = np.broadcast_to(columns, (rows, cols)).astype(np.int32)
     if mask is not None:
@@ -104,6 +113,14 @@ def _positions(inputs: RootInputs, past: int, ended: Sequence[int]) -> Positions
     if len(ended) == rows:
         positions[columns[None, :] >= np.array(ended)[:, None]] = -1
     return positions
+
+
+def _extended(latest: Integers, rows: int, width: int) -> NDArray[np.int8] | None:
+    """Return an earlier mask as one of so many columns, the new ones real."""
+    known = (latest.table() != 0).astype(np.int8)
+    if known.shape[0] != rows or known.shape[1] > width:
+        return None
+    return np.pad(known, ((0, 0), (0, width - known.shape[1])), constant_values=1)
 
 
 def _masked_positions(mask: NDArray[np.int8], cols: int, past: int) -> NDArray[np.int32]:

@@ -132,7 +132,10 @@ def _length(cache: Any) -> int | None:
     # That of the first layer, and 0 where that one keeps its states elsewhere (MiniMax, 5.23).
     layers = getattr(cache, "layers", None)
     within = map(_length, layers) if isinstance(layers, list) else ()
-    return _as_int(count()) or max((n for n in within if n), default=0)
+    counted = count()
+    if counted is None:  # a cache of states that has the method, and no answer (Reformer, 5.23)
+        return None
+    return _as_int(counted) or max((n for n in within if n), default=0)
 
 
 def _as_int(length: Any) -> int:
