@@ -14,6 +14,7 @@ import torch
 
 from hf_dumper.capture.caches import CacheReader
 from hf_dumper.capture.clock import TokenClock
+from hf_dumper.capture.experts import routed_modules
 from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
 from hf_dumper.capture.saved import SavePlaces
 from hf_dumper.capture.snapshot import Snapshot
@@ -24,6 +25,11 @@ from hf_dumper.core.selection import TokenSelection
 from hf_dumper.core.trace import TokenTrace
 from hf_dumper.core.types import ROOT, Batch
 from hf_dumper.errors import CaptureError
+
+_PART = (
+    "generate() of this class runs generate() of a part of the model and never the model itself, "
+    "so its forwards cannot be told from each other; dump that part"
+)
 
 
 class BatchSink(Protocol):
@@ -81,6 +87,7 @@ class Observer:
         self._last_logits = last_logits
         self._logits: torch.Tensor | None = None
         self._source = (ROOT, type(model).__name__)
+        self._routed = routed_modules(model)
         self._device = device
         self._values = values
         self._trace: TraceRecorder | None = None
@@ -122,6 +129,7 @@ class Observer:
             hurry=dump.hurry,
             behind=self._rank,
             describe_large=not self._values and _are_cores_taken(),
+            routed=self._routed,
         )
         self.run = run
 
@@ -190,6 +198,8 @@ class Observer:
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
+        if self.clock.forward < 0:
+            self._fail(CaptureError(_PART))
         last = ids[:, -1]
         chosen = last.tolist()
         if self._trace is not None and not self._stopped:
