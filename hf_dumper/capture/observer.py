@@ -15,6 +15,7 @@ import torch
 from hf_dumper.capture.beams import BeamRows
 from hf_dumper.capture.caches import CacheReader
 from hf_dumper.capture.clock import TokenClock
+from hf_dumper.capture.experts import routed_modules
 from hf_dumper.capture.facts import is_stop_deferred
 from hf_dumper.capture.guidance import runs_aside
 from hf_dumper.capture.inputs import RootInputs, named_arguments, read_inputs
@@ -30,6 +31,11 @@ from hf_dumper.core.selection import TokenSelection
 from hf_dumper.core.trace import NO_ID, TokenTrace
 from hf_dumper.core.types import ROOT, Batch, Tick
 from hf_dumper.errors import CaptureError
+
+_PART = (
+    "generate() of this class runs generate() of a part of the model and never the model itself, "
+    "so its forwards cannot be told from each other; dump that part"
+)
 
 
 class BatchSink(Protocol):
@@ -89,6 +95,7 @@ class Observer:
         self._last_logits = last_logits
         self._logits: torch.Tensor | None = None
         self._source = (ROOT, type(model).__name__)
+        self._routed = routed_modules(model)
         self._device = device
         self._values = values
         self._trace: TraceRecorder | None = None
@@ -135,6 +142,7 @@ class Observer:
             hurry=dump.hurry,
             behind=self._rank,
             describe_large=not self._values and _are_cores_taken(),
+            routed=self._routed,
         )
         self.run = run
 
@@ -251,6 +259,8 @@ class Observer:
 
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
+        if self.clock.forward < 0:
+            self._fail(CaptureError(_PART))
         last = ids[:, -1]
         # With beams these are the candidates, and which of them become rows is seen a token later.
         chosen = last.tolist() if self.beams is None else []

@@ -78,6 +78,7 @@ class Snapshot:
         hurry: Callable[[], None] = lambda: None,
         behind: Callable[[], None] = lambda: None,
         describe_large: bool = False,
+        routed: frozenset[str] = frozenset(),
     ) -> None:
         """Copy into chunks of `arena`; give every batch to `send`.
 
@@ -85,7 +86,7 @@ class Snapshot:
         before each batch is resolved. `device` is the index of the one
         accelerator whose tensors are taken, None means all. With `describe_large`, the statistics
         of large tensors are computed in the hook, while their bytes are in the caches, and the
-        bytes are not kept.
+        bytes are not kept. The modules named in `routed` are given tokens that are not in order.
         """
         self.tick: Tick | None = None
         self._taken = 0
@@ -93,6 +94,7 @@ class Snapshot:
         self._arena = arena
         self._send = send
         self._device = device
+        self._routed = routed
         self._hurry = hurry
         self._behind = behind
         self._chunk: Chunk | None = None
@@ -248,6 +250,8 @@ class Snapshot:
                 if unstorable(tensor) is not None:
                     return None
                 values = self._kinds[kind] = self._kind_of(tensor)
+            if source[0] in self._routed:
+                values = values._replace(axes="")
             where = (*source, slot, param, "")
             what = self._described[key] = Description._make((*where, *values, ""))
         return what

@@ -11,9 +11,9 @@ from math import prod
 import numpy as np
 
 from hf_dumper.compare.decided import decided_piece
+from hf_dumper.compare.keys import Keys, find_keys, varies
 from hf_dumper.compare.pairs import Alone, Pair, Piece, Problem, is_mask
-from hf_dumper.compare.places import Ints
-from hf_dumper.compare.plans import Plan, Planner, Stretch, clip, common_keys, last_position
+from hf_dumper.compare.plans import Plan, Planner, Stretch, clip, last_position
 from hf_dumper.compare.problems import (
     DRAFTS,
     NO_AXES,
@@ -110,49 +110,43 @@ class RunAligner:
             return self._row_pieces(record, partner, stretch.match)
         if other.kind == "whole":
             return Problem(Verdict.NOT_COMPUTABLE, NO_AXES)
-        keys = self._keys(record, shape, stretch, partner, other)
-        if not _same_channels(shape, other) or (keys is None and shape.keys != other.keys):
-            if is_mask(record) and is_mask(partner) and len(record.shape) != len(partner.shape):
-                return Problem(Verdict.NOT_COMPUTABLE, OTHER_MASKS)
-            alike = np.array_equal(layout.positions, other_layout.positions)
-            # One column: rows x positions may as well be rows beside anything, and a single value
-            # may stand for as many as there are columns.
-            is_flat = ROW_POS in record.axes and min(layout.cols, other_layout.cols) > 1
-            is_single = 1 in (prod(record.shape), prod(partner.shape))
-            is_told = is_flat or (POS in record.axes and shape.keys is None and not is_single)
-            return other_shapes(record, partner, known=alike or is_told)
+        keys = find_keys(self._planner, stretch, (record, partner), (shape, other))
+        if not _same_channels((record, partner), (shape, other), keys):
+            return self._other_shapes(record, shape, partner, other)
         clipped = clip(stretch, shape.offset, other.offset)
         if clipped is None:
             return []
-        if keys == []:
-            return Problem(Verdict.NOT_COMPUTABLE, "no key has the same position on both sides")
         layouts = layout, other_layout
         if keys is None:
-            return [_position_piece(clipped, (record, partner), layouts, None)]
-        return [_position_piece(clipped, (record, partner), layouts, both) for both in keys]
+            return [_position_piece(clipped, (record, partner), layouts)]
+        if not keys.stretches:
+            return Problem(Verdict.NOT_COMPUTABLE, "no key has the same position on both sides")
+        return [
+            _position_piece(clipped, (record, partner), layouts, keys.axis, both)
+            for both in keys.stretches
+        ]
 
-    def _keys(
-        self, record: Rec, shape: Shape, stretch: Stretch, partner: Rec, other: Shape
-    ) -> list[tuple[slice, slice]] | None:
-        """Return the stretches of the key axis that belong together, None where it is none.
-
-        The last axis of [row, heads, query, ...] runs over the keys when it says so, or when its
-        sizes are the numbers of keys so far; else it holds channels.
-        """
-        if shape.keys is None or other.keys is None:
-            return None
-        golden, candidate = self._planner.places(stretch.match)
-        ours, theirs = golden.keys(record.forward), candidate.keys(partner.forward)
-        if is_mask(record) and self._golden.has_room:
-            ours = _with_room(ours, shape.keys)
-        if is_mask(partner) and self._planner.runs[partner.run].has_room:
-            theirs = _with_room(theirs, other.keys)
-        if (shape.keys, other.keys) != (ours.size, theirs.size):
-            return None
-        says_so = POS in (record.axes[3], partner.axes[3])
-        if not says_so and np.array_equal(ours, theirs):
-            return None
-        return common_keys(ours, theirs, stretch.match.end)
+    def _other_shapes(self, record: Rec, shape: Shape, partner: Rec, other: Shape) -> Problem:
+        """Return that shapes differ, which is a fault unless the layouts may be the reason."""
+        if is_mask(record) and is_mask(partner) and len(record.shape) != len(partner.shape):
+            return Problem(Verdict.NOT_COMPUTABLE, OTHER_MASKS)
+        layout = self._golden.layouts[record.forward]
+        run = self._planner.runs[partner.run]
+        other_layout = run.layouts[partner.forward]
+        if np.array_equal(layout.positions, other_layout.positions):
+            return other_shapes(record, partner, known=True)
+        # One column: rows x positions may as well be rows beside anything, and a single value may
+        # stand for as many as there are columns.
+        is_told = ROW_POS in record.axes and min(layout.cols, other_layout.cols) > 1
+        is_single = 1 in (prod(record.shape), prod(partner.shape))
+        if POS in record.axes and not is_told and not is_single:
+            pairs = zip(shape.channels, other.channels, strict=False)
+            is_told = not any(
+                record.shape[ours] != partner.shape[theirs]
+                and (varies(self._golden, record, ours) or varies(run, partner, theirs))
+                for ours, theirs in pairs
+            )
+        return other_shapes(record, partner, known=is_told)
 
     # --- by row ---------------------------------------------------------------------------------
 
@@ -283,11 +277,6 @@ def _takes_in_drafts(record: Rec, partner: Rec, layouts: Sequence[Layout | None]
     return drafted and (record.hash is None or record.hash != partner.hash)
 
 
-def _with_room(keys: Ints, size: int) -> Ints:
-    """Return positions of keys for a mask over a static cache, whose room nobody filled yet."""
-    return np.pad(keys, (0, max(0, size - keys.size)), constant_values=-1)
-
-
 def _rows_in(
     match: Match, golden: tuple[Rec, Layout], candidate: tuple[Rec, Layout]
 ) -> tuple[int, int]:
@@ -297,9 +286,18 @@ def _rows_in(
     return (-1 if ours is None else ours), (-1 if theirs is None else theirs)
 
 
-def _same_channels(shape: Shape, other: Shape) -> bool:
+def _same_channels(
+    records: tuple[Rec, Rec], shapes: tuple[Shape, Shape], keys: Keys | None
+) -> bool:
     """Compare sizes without those of 1: ids [4, 1] may be rows x positions beside nothing."""
-    ours, theirs = ([n for n in one.channels if n != 1] for one in (shape, other))
+    sizes = [[r.shape[i] for i in s.channels] for r, s in zip(records, shapes, strict=True)]
+    if keys is not None:
+        return len(sizes[0]) == len(sizes[1]) and all(
+            ours == theirs
+            for i, (ours, theirs) in enumerate(zip(*sizes, strict=True))
+            if i != keys.axis
+        )
+    ours, theirs = ([n for n in one if n != 1] for one in sizes)
     return ours == theirs
 
 
@@ -311,7 +309,8 @@ def _position_piece(
     stretch: Stretch,
     both: tuple[Rec, Rec],
     layouts: tuple[Layout, Layout],
-    keys: tuple[slice, slice] | None,
+    key_axis: int | None = None,
+    keys: tuple[slice, slice] | None = None,
 ) -> Piece:
     rows = _rows_in(stretch.match, *zip(both, layouts, strict=True))
     return Piece(
@@ -324,6 +323,7 @@ def _position_piece(
         stretch.candidate_columns,
         keys,
         layouts,
+        key_axis,
     )
 
 

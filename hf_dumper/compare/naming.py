@@ -84,12 +84,13 @@ def _index(record: Rec, layout: Layout, piece: Piece, which: int) -> str:
         return f"[{row}]"
     if record.axes[0] == ROW_POS:
         return f".unflatten(0, ({layout.rows}, -1))[{row}, {columns.start}:{columns.stop}]"
-    offset = shape_of(record, layout).offset
+    shape = shape_of(record, layout)
+    offset = shape.offset
     words = {ROW: str(row), POS: f"{columns.start - offset}:{columns.stop - offset}"}
     parts = [words.get(axis, ":") for axis in record.axes]
-    if piece.keys is not None:
+    if piece.keys is not None and piece.key_axis is not None:
         keys = piece.keys[which]
-        parts[2:] = [parts[2], f"{keys.start}:{keys.stop}"]
+        parts[shape.channels[piece.key_axis]] = f"{keys.start}:{keys.stop}"
     while parts[-1] == ":":
         parts.pop()
     return f"[{', '.join(parts)}]"

@@ -20,7 +20,8 @@ class Piece(NamedTuple):
 
     `mode` says how both are taken apart: by position, one row whole, or the whole tensor.
     `position` is that of the first column, None where the tensor has none. `keys` are the columns
-    of a key axis on both sides, None where there is none. `layouts` are those of the two forwards,
+    of a key axis on both sides and `key_axis` is its number among the axes that are neither row nor
+    position, both None where there is none. `layouts` are those of the two forwards,
     given where the mode is by position.
     """
 
@@ -33,6 +34,7 @@ class Piece(NamedTuple):
     candidate_columns: slice
     keys: tuple[slice, slice] | None = None
     layouts: tuple[Layout, Layout] | None = None
+    key_axis: int | None = None
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -41,7 +43,15 @@ class Piece(NamedTuple):
         edges = tuple((part.start, part.stop) for part in columns)
         other = self.candidate
         bytes_of = other.hash, other.dtype, other.shape, other.axes
-        return self.mode, self.row, self.position, self.candidate_row, edges, bytes_of
+        return (
+            self.mode,
+            self.row,
+            self.position,
+            self.candidate_row,
+            edges,
+            self.key_axis,
+            bytes_of,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +151,9 @@ def _views(
     ours = by_position(ours, record, layout, piece.row, piece.columns)
     rows = piece.candidate_row
     theirs = by_position(theirs, piece.candidate, other, rows, piece.candidate_columns)
-    if piece.keys is not None:
-        ours, theirs = ours[..., piece.keys[0]], theirs[..., piece.keys[1]]
+    if piece.keys is not None and piece.key_axis is not None:
+        before = (slice(None),) * (1 + piece.key_axis)  # positions come first
+        ours, theirs = ours[*before, piece.keys[0]], theirs[*before, piece.keys[1]]
     return ours, theirs.reshape(ours.shape)  # axes of size 1 may come and go; never a copy
 
 

@@ -107,6 +107,16 @@ class RowPlaces:
             column = np.where(there, same_column, column)
         return forward, column
 
+    @cached_property
+    def key_counts(self) -> dict[int, int]:
+        """Number of columns that each forward can attend to, cached ones included."""
+        counts, total = {}, 0
+        for number, positions in self._fed.items():
+            total = 0 if number in self._beginnings[1:] else total
+            counts[number] = total + positions.size
+            total += int(np.count_nonzero(positions >= -1))  # a rejected draft has left the cache
+        return counts
+
     def keys(self, forward: int) -> Ints:
         """Return the positions of the columns that a forward can attend to, cached ones first."""
         found: list[Ints] = []

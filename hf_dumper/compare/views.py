@@ -17,45 +17,41 @@ class Shape:
     """What the axes of a record mean in its forward.
 
     `offset` is the first column that the position axis covers (`logits_to_keep`). `channels` are
-    the sizes of the axes that are neither row nor position. `keys` is the size of the last axis of
-    a [row, heads, query, key] tensor, which may run over the keys, else None.
+    the numbers of the axes that are neither row nor position; one of them may run over the keys
+    that the forward attends to.
     """
 
     kind: Kind
-    offset: int
-    channels: tuple[int, ...]
-    keys: int | None
+    offset: int = 0
+    channels: tuple[int, ...] = ()
 
 
 def shape_of(record: Rec, layout: Layout | None) -> Shape:
     """Say what the axes of a record mean."""
-    axes, shape = record.axes, record.shape
-    if len(axes) != len(shape) or not axes:
-        return Shape("whole", 0, shape, None)
-    rest = tuple(n for n, axis in zip(shape, axes, strict=True) if axis == OTHER)
+    axes = record.axes
+    if len(axes) != len(record.shape) or not axes:
+        return Shape("whole")
+    rest = tuple(i for i, axis in enumerate(axes) if axis == OTHER)
     if layout is None or not layout.cols:
-        return Shape("row" if axes[0] == ROW else "whole", 0, shape[1:], None)
+        return Shape("row" if axes[0] == ROW else "whole", 0, tuple(range(1, len(axes))))
     if axes[0] == ROW_POS:
-        return Shape("positions", 0, rest, None)
+        return Shape("positions", 0, rest)
     if POS in axes:
         return _along_positions(record, layout)
     if axes[0] != ROW:
-        return Shape("whole", 0, shape, None)
-    if layout.cols == 1:  # one token: its row is its position, as in the experts of a decode step
-        return Shape("positions", 0, rest, None)
-    return Shape("row", 0, rest, None)
+        return Shape("whole")
+    # One token: its row is its position, as in the experts of a decode step.
+    return Shape("positions" if layout.cols == 1 else "row", 0, rest)
 
 
 def _along_positions(record: Rec, layout: Layout) -> Shape:
-    axes, shape = record.axes, record.shape
+    axes = record.axes
     first = axes.index(POS)
-    offset = layout.cols - shape[first]
+    offset = layout.cols - record.shape[first]
     if offset < 0:
-        return Shape("whole", 0, shape, None)
-    others = [n for i, n in enumerate(shape) if i != first and axes[i] != ROW]
-    if axes[:3] == (ROW, OTHER, POS) and len(axes) == 4:
-        return Shape("positions", offset, tuple(others[:-1]), shape[3])
-    return Shape("positions", offset, tuple(others), None)
+        return Shape("whole")
+    channels = tuple(i for i, axis in enumerate(axes) if i != first and axis != ROW)
+    return Shape("positions", offset, channels)
 
 
 def by_position(

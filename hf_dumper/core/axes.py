@@ -32,6 +32,8 @@ def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, cached: 
         return _join(f"{POS},{ROW}", n)
     if shape[0] == 1 and n >= 2 and cols and shape[1] == cols:  # positions shared by all rows
         return _join(f"{OTHER},{POS}", n)
+    if cols and n >= 3 and shape[1:3] == (rows, cols):  # one for each of several streams
+        return _join(f"{OTHER},{ROW},{POS}", n)
     if cols and shape[0] == cols and (n == 1 or (rows == 1 and n == 2)):
         return POS if n == 1 else _join(ROW_POS, n)
     return ""

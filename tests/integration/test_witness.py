@@ -4,7 +4,7 @@ Plain torch hooks, names of inputs and outputs by the interface alone, every ten
 """
 
 import dataclasses
-from collections import Counter, namedtuple
+from collections import namedtuple
 from contextlib import suppress
 
 import pytest
@@ -25,7 +25,9 @@ from transformers import (
     ViTModel,
 )
 
-from hf_dumper import DumpConfig, open_dump, register_hook
+from hf_dumper import DumpConfig, register_hook
+from tests.architectures.checks import unlike
+from tests.architectures.witness import Witness
 
 IDS = torch.randint(5, 128, (2, 7), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
@@ -43,65 +45,6 @@ VISION |= {"image_size": 8, "patch_size": 4}
 pytestmark = pytest.mark.usefixtures("kind_of_hooks")
 
 
-class Witness:
-    """Clones whatever goes in and out of every module, by hooks of its own."""
-
-    def __init__(self, model):
-        self.seen, self.forward, self.calls, self.open = {}, -1, Counter(), []
-        self.handles = []
-        for name, module in model.named_modules():
-            for hook in self.hooks(name or "root"):
-                self.handles.append(hook(module))
-
-    def hooks(self, name):
-        def before(_module, args, kwargs):
-            if name == "root":
-                self.forward += 1
-                if self.forward:
-                    self.calls.clear()
-            call = self.calls[name]
-            self.calls[name] += 1
-            self.open.append((name, call))
-            for i, value in enumerate(args):
-                self.keep(name, f"input.{i}", call, value)
-            for key, value in kwargs.items():
-                self.keep(name, f"input.{key}", call, value)
-
-        def after(_module, _args, _kwargs, output):
-            while True:  # calls that raised are still on the stack
-                opened, call = self.open.pop()
-                if opened == name:
-                    break
-            self.keep(name, "output", call, output)
-
-        yield lambda module: module.register_forward_pre_hook(before, with_kwargs=True)
-        yield lambda module: module.register_forward_hook(after, with_kwargs=True)
-
-    def keep(self, name, slot, call, value):
-        if isinstance(value, torch.Tensor):
-            self.seen[max(self.forward, 0), name, slot, call] = value.detach().clone()
-        elif dataclasses.is_dataclass(value) and not isinstance(value, dict):
-            for field in dataclasses.fields(value):
-                self.keep(name, f"{slot}.{field.name}", call, getattr(value, field.name))
-        elif isinstance(value, dict):
-            for key in value:
-                self.keep(name, f"{slot}.{key}", call, value[key])
-        elif hasattr(value, "_fields"):
-            for field in value._fields:
-                self.keep(name, f"{slot}.{field}", call, getattr(value, field))
-        elif isinstance(value, (tuple, list)):
-            for i in range(len(value)):
-                self.keep(name, f"{slot}.{i}", call, value[i])
-
-    def leave(self):
-        for handle in self.handles:
-            handle.remove()
-
-
-def raw(tensor):
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
 def agrees(model, run, path):
     """Run under the witness, then dumped; compare all keys and all bytes."""
     witness = Witness(model)
@@ -109,18 +52,7 @@ def agrees(model, run, path):
     witness.leave()
     with register_hook(model, DumpConfig(path, "all")):
         run(model)
-    with open_dump(path) as reader:
-        keys = {
-            (k.forward, k.module, k.slot, k.call): k
-            for k in reader.keys(run=0)
-            if k.slot != "token_ids"
-        }
-        assert set(keys) == set(witness.seen)
-        for place, want in witness.seen.items():
-            got = reader.load_key(keys[place])
-            assert (got.dtype, got.shape) == (want.dtype, want.shape), place
-            assert torch.equal(raw(got), raw(want)), place
-        assert reader.run_info(0)["complete"]
+    assert list(unlike(witness, path)) == []
 
 
 def randomised(model):

@@ -187,3 +187,22 @@ def test_keep_is_told_only_when_it_cuts(clock, keep, told):
 
 def test_positions_are_int32(clock):
     assert clock.tick(inputs(1, 5, mask=[[1] * 5])).positions.dtype == np.int32
+
+
+def test_what_was_padding_still_is_where_a_step_is_given_no_mask(clock):
+    clock.tick(inputs(2, 4, mask=[[0, 0, 1, 1], [1, 1, 1, 1]]))
+    clock.advance(*chosen(2, 5))
+    assert positions(clock.tick(inputs(2, 1, past=4))) == [[2], [4]]
+
+
+def test_a_mask_of_an_earlier_run_is_forgotten(clock):
+    clock.tick(inputs(1, 4, mask=[[0, 0, 1, 1]]))
+    clock.open_run(4, generating=True)
+    assert positions(clock.tick(inputs(1, 5))) == [[0, 1, 2, 3, 4]]
+
+
+def test_a_cache_with_columns_of_the_models_own_is_not_counted(clock):
+    """The model put 32 columns before the prompt, and is fed all ids again at every token."""
+    clock.tick(inputs(1, 5))
+    clock.advance(*chosen(1, 6))
+    assert positions(clock.tick(inputs(1, 6, past=37))) == [[0, 1, 2, 3, 4, 5]]

@@ -139,3 +139,11 @@ def test_a_cache_that_does_not_tell_is_none():
 @pytest.mark.parametrize(("given", "keep"), [(1, 1), (0, 0), (None, 0), (torch.tensor([3]), 0)])
 def test_logits_to_keep_is_a_positive_number_or_nothing(given, keep):
     assert read(Causal(), IDS, logits_to_keep=given).keep == keep
+
+
+def test_a_cache_that_answers_nothing_when_asked_for_its_length_is_none():
+    class Cache:
+        def get_seq_length(self):
+            return None
+
+    assert read(Causal(), input_ids=IDS, past_key_values=Cache()).past is None

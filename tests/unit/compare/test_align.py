@@ -115,6 +115,68 @@ class TestAxes:
         assert only(golden, candidate)["verdict"] == Verdict.SHAPE
 
 
+class TestKeys:
+    """An axis may run over the columns of the cache, padding included, wherever it stands."""
+
+    PADDED = ([[5, 6, 7], [0, 8, 9]], [[1], [1]])
+    ALONE = ([[8, 9]], [[1]])
+
+    def steps(self, dumps, axes, put):
+        """Prefill and one step: of a padded batch, and of its second row alone."""
+        golden, candidate = dumps
+        keys = ramp(4, 2)
+        golden.run(*self.ALONE).forward(0, [[0, 1]], m=(put(keys[None, :2]), axes))
+        golden.forward(1, [[2]], m=(put(keys[None, :3]), axes))
+        candidate.run(*self.PADDED)
+        first = torch.stack([keys[:3], torch.cat([keys[3:], keys[:2]])])
+        candidate.forward(0, [[0, 1, 2], [-1, 0, 1]], m=(put(first), axes))
+        second = torch.stack([keys, torch.cat([keys[3:], keys[:3]])])
+        candidate.forward(1, [[3], [2]], m=(put(second), axes))
+        comparison = compare(golden.reader(), candidate.reader())
+        return comparison.results.to_pylist()[-1]
+
+    def test_before_the_channels(self, dumps):
+        row = self.steps(dumps, "row,pos,-,-", lambda keys: keys[:, None])
+        assert (row["verdict"], row["elements"]) == ("identical", 6)
+
+    def test_after_the_queries(self, dumps):
+        row = self.steps(dumps, "row,pos,-", lambda keys: keys[:, None, :, 0].contiguous())
+        assert (row["verdict"], row["elements"]) == ("identical", 3)
+
+    def test_that_are_not_one_more_than_the_step_before_are_channels(self, dumps):
+        golden, candidate = dumps
+        golden.run(*self.ALONE).forward(0, [[0, 1]], m=(ramp(1, 2, 3), "row,pos,-"))
+        golden.forward(1, [[2]], m=(ramp(1, 1, 3), "row,pos,-"))
+        candidate.run([[0, 8, 9]], [[1]])
+        candidate.forward(0, [[-1, 0, 1]], m=(ramp(1, 3, 3), "row,pos,-"))
+        candidate.forward(1, [[2]], m=(ramp(1, 1, 3), "row,pos,-"))
+        comparison = compare(golden.reader(), candidate.reader())
+        row = comparison.results.to_pylist()[-1]
+        assert (row["verdict"], row["elements"]) == ("identical", 3)
+
+    def test_that_padding_hides_are_left_out_though_they_are_as_many(self, dumps):
+        golden, candidate = dumps
+        for side, garbage in ((golden, 7.0), (candidate, 9.0)):
+            side.run([[0, 8, 9]], [[1]])
+            for forward, table in enumerate(([[-1, 0, 1]], [[2]])):
+                keys = torch.cat([torch.full((1, 2), garbage), ramp(2 + forward, 2)])
+                side.forward(forward, table, m=(keys[None, None], "row,pos,-,-"))
+        comparison = compare(golden.reader(), candidate.reader())
+        row = comparison.results.to_pylist()[-1]
+        assert (row["verdict"], row["elements"]) == ("identical", 6)
+
+    def test_of_another_number_in_each_forward_are_no_fault(self, dumps):
+        """Keys that a model compresses: how many there are is up to the layout."""
+        golden, candidate = dumps
+        golden.run(PROMPT, [[1]]).forward(0, WHOLE, m=(ramp(1, 3, 1), "row,pos,-"))
+        golden.forward(1, [[3]], m=(ramp(1, 1, 2), "row,pos,-"))
+        candidate.run(PROMPT, [[1]]).forward(0, [[0]], m=(ramp(1, 1, 0), "row,pos,-"))
+        candidate.forward(0, [[1, 2]], m=(ramp(1, 2, 0), "row,pos,-"))
+        candidate.forward(1, [[3]], m=(ramp(1, 1, 2), "row,pos,-"))
+        rows = compare(golden.reader(), candidate.reader()).results.to_pylist()
+        assert [row["verdict"] for row in rows] == [Verdict.NOT_COMPUTABLE, "identical"]
+
+
 class TestForwards:
     def test_chunks_are_put_together(self, dumps):
         golden, candidate = dumps

@@ -24,6 +24,10 @@ CASES = [
     ((2, 1, 128), 2, 7, 0, 0, "row,-,-"),
     ((1, 7), 2, 7, 0, 0, "-,pos"),  # position ids shared by the rows
     ((1, 7, 16), 2, 7, 0, 0, "-,pos,-"),  # rotary tables
+    ((3, 2, 7), 2, 7, 0, 0, "-,row,pos"),  # position ids of three axes, for images
+    ((4, 2, 7, 64), 2, 7, 0, 0, "-,row,pos,-"),  # hidden states of four streams
+    ((3, 1, 7), 1, 7, 0, 0, "-,row,pos"),
+    ((3, 2, 1), 2, 1, 0, 7, "-,row,pos"),
     ((7,), 2, 7, 0, 0, "pos"),  # cache positions
     ((7, 64), 1, 7, 0, 0, "row*pos,-"),  # flattened, one row
     ((7, 64), 2, 7, 0, 0, ""),
