@@ -19,6 +19,7 @@ from tests.architectures import kept
 from tests.architectures.examine import examine
 from tests.architectures.models import FAMILIES, architectures
 from tests.architectures.page import page
+from tests.generation import coverage
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def main() -> None:
         with contextlib.redirect_stdout(sys.stderr):  # some models print
             kept.save(_examined(chosen or [*FAMILIES]))
     sys.stdout.writelines(f"{line}\n" for line in page(kept.load()))
+    sys.stdout.write(f"\n{coverage.section(coverage.kept())}")
 
 
 def _examined(chosen: list[str]) -> dict[str, Any]:

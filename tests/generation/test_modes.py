@@ -42,5 +42,5 @@ def test_the_section_has_a_line_for_every_mode():
 
 
 def test_the_page_shows_what_was_kept():
-    page = Path(__file__).parents[2] / "docs" / "coverage-generation.md"
+    page = Path(__file__).parents[2] / "docs" / "coverage.md"
     assert section(kept()) in page.read_text("utf-8")
