@@ -15,7 +15,7 @@ demo: $(STAMP) ## a golden dump of the packaged model, a good port of it, and a 
 	$(BIN)/hf-dumper demo
 
 test: $(STAMP) ## run every test that needs no network and no accelerator
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## lint, format and types; changes nothing
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ def packed(model: torch.nn.Module) -> Iterator[Packed]:
     for name, module in model.named_modules():
         if name.rpartition(".")[0] in unpacked:  # the packed form of what was unpacked
             continue
-        methods = [own for own in ("weight", "bias") if callable(getattr(module, own, None))]
+        methods = [own for own in ("weight", "bias") if _is_method(module, own)]
         if "weight" in methods:
             unpacked.add(name)
             for own in methods:
@@ -72,9 +72,14 @@ def quantised_kinds(model: torch.nn.Module) -> dict[str, int]:
     """Return how many weights are quantised, by the class of tensor or module; empty for none."""
     special = (p for p in model.parameters() if type(p) not in PLAIN)
     classes = Counter(type(p).__name__ for p in special if hasattr(p, "__tensor_flatten__"))
-    hidden = (m for m in model.modules() if callable(getattr(m, "weight", None)))
+    hidden = (m for m in model.modules() if _is_method(m, "weight"))
     modules = Counter(f"{type(m).__module__}.{type(m).__name__}" for m in hidden)
     return dict(classes + modules)
+
+
+def _is_method(module: torch.nn.Module, name: str) -> bool:
+    """Ask the class: an attribute of the instance may run a module, as a parametrization does."""
+    return callable(getattr(type(module), name, None))
 
 
 def _unpacked(name: str, method: Load) -> Iterator[Packed]:

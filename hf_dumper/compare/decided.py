@@ -28,8 +28,8 @@ def decided_piece(
     position = last_position(layouts[by_column[0]], rows[by_column[0]])
     golden = _column(record, layouts[0], rows[0], position)
     candidate = _column(partner, layouts[1], rows[1], position)
-    channels = shape_of(record, layouts[0]).channels, shape_of(partner, layouts[1]).channels
-    if position < 0 or golden is None or candidate is None or channels[0] != channels[1]:
+    sizes = _channels(record, layouts[0]), _channels(partner, layouts[1])
+    if position < 0 or golden is None or candidate is None or sizes[0] != sizes[1]:
         return None
     columns = golden, position, partner, rows[1], candidate
     return Piece("positions", rows[0], *columns, keys=None, layouts=layouts)
@@ -40,3 +40,7 @@ def _column(record: Rec, layout: Layout, row: int, position: int) -> slice | Non
     if not found.size or found[0] < shape_of(record, layout).offset:
         return None
     return slice(int(found[0]), int(found[0]) + 1)
+
+
+def _channels(record: Rec, layout: Layout) -> list[int]:
+    return [record.shape[axis] for axis in shape_of(record, layout).channels]

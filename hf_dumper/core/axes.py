@@ -28,15 +28,20 @@ def infer_axes(shape: tuple[int, ...], rows: int, cols: int, keep: int, cached: 
         return _join(ROW_POS, n)
     if shape[0] == rows:
         return _after_row(shape, cols, keep, cached)
-    if cols and n >= 3 and shape[:2] == (cols, rows):
-        return _join(f"{POS},{ROW}", n)
     if shape[0] == 1 and n >= 2 and cols and shape[1] == cols:  # positions shared by all rows
         return _join(f"{OTHER},{POS}", n)
-    if cols and n >= 3 and shape[1:3] == (rows, cols):  # one for each of several streams
-        return _join(f"{OTHER},{ROW},{POS}", n)
+    if cols and n >= 3 and shape[1] == rows:
+        return _before_row(shape, cols)
     if cols and shape[0] == cols and (n == 1 or (rows == 1 and n == 2)):
         return POS if n == 1 else _join(ROW_POS, n)
     return ""
+
+
+def _before_row(shape: tuple[int, ...], cols: int) -> str:
+    n, leads, follows = len(shape), shape[0] == cols, shape[2] == cols
+    if follows and (n == 3 or not leads):  # one for each of several streams, or position ids
+        return _join(f"{OTHER},{ROW},{POS}", n)
+    return _join(f"{POS},{ROW}", n) if leads and not follows else ""
 
 
 def _after_row(shape: tuple[int, ...], cols: int, keep: int, cached: bool) -> str:

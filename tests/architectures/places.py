@@ -12,16 +12,17 @@ from tests.architectures.witness import Witness
 _IDS = ("input.decoder_input_ids", "input.input_ids", "input.0")
 
 
-def columns(witness: Witness, prompt: int) -> list[tuple[int, int]]:
+def columns(witness: Witness, prompt: int, again: int = 0) -> list[tuple[int, int]]:
     """Return the columns of the sequence, of `prompt` ids at first, that each forward took in.
 
-    A forward is fed what the cache lacks, or all from the beginning: its size tells.
+    A forward is fed what the cache lacks, or all from the beginning: its size tells. Of what was
+    fed before, the last `again` columns are fed once more.
     """
     found: list[tuple[int, int]] = []
     known = 0
     widths = (_width(witness, forward) for forward in itertools.count())
     for width in itertools.takewhile(lambda width: width is not None, widths):
-        start = 0 if known >= prompt and width > known else known
+        start = 0 if known >= prompt and width > known else max(0, known - again)
         found.append((start, start + width))
         known = start + width
     return found

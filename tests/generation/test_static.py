@@ -147,7 +147,7 @@ def test_the_second_forward_of_a_run_does_not_read_the_length(tiny_llama, tmp_pa
     with torch.no_grad():
         model(IDS, past_key_values=cache)
     monkeypatch.setattr(torch.Tensor, "__int__", item)
-    assert inputs._past(cache, 7) == 7
+    assert inputs._past(cache, {}, 7) == 7
     assert asked == []
-    assert inputs._past(cache, None) == 7
+    assert inputs._past(cache, {}, None) == 7
     assert asked

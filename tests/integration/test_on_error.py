@@ -38,12 +38,12 @@ def blind(monkeypatch, forward):
     """Make the inputs of a forward and of those after it unreadable for us."""
     original, seen = observer.read_inputs, []
 
-    def read(*args):
+    def read(*args, **options):
         seen.append(1)
         if len(seen) > forward:
             msg = "cannot read the inputs"
             raise ZeroDivisionError(msg)
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(observer, "read_inputs", read)
 

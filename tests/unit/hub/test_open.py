@@ -41,6 +41,7 @@ def test_one_tensor_costs_manifest_index_and_its_own_bytes(dump, pushed, server)
         last = row.offset + row.nbytes - 1
         assert fetched(server) == [
             ("manifest.json", None),
+            ("runs/000001/run.json", None),
             ("runs/000001/rank-0/index.parquet", None),
             ("runs/000001/rank-0/shard-00000.safetensors", f"bytes={row.offset}-{last}"),
         ]
