@@ -34,7 +34,7 @@ def test_beams_in_another_order_of_prompts_agree(subject, tmp_path):
     dumped(subject, tmp_path / "golden", MODES["beams"])
     dumped(subject, tmp_path / "candidate", MODES["beams"], rows=torch.tensor([1, 0]))
     found = compare(tmp_path / "golden", tmp_path / "candidate")
-    assert found.verdict == "pass"
+    assert found.verdict in ("pass", "identical")  # as the kernels treat other rows
     assert found.coverage["candidate rows unmatched"] == 0
     assert found.coverage["positions missing"] == found.coverage["positions truncated"] == 0
 
