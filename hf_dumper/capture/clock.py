@@ -41,7 +41,10 @@ class _Known(NamedTuple):
         before, after = whole - found.shape[1], max(0, width - whole)
         if len(found) != inputs.rows or before not in (0, self.past):
             return None
-        return np.pad(found, ((0, 0), (before, after)), constant_values=1)[:, :width]
+        # np.pad does the same in ten times the time, and every token comes here.
+        mask = np.ones((inputs.rows, before + found.shape[1] + after), np.int8)
+        mask[:, before : before + found.shape[1]] = found
+        return mask[:, :width]
 
 
 class _Stream:
