@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from hf_dumper.capture.calls import GenerateCall, generating_parts, watched_parts
 from hf_dumper.capture.speculation import is_draft
 from hf_dumper.errors import UnsupportedGenerationError
 
@@ -40,35 +41,17 @@ class HookOwner:
 class Watcher(Protocol):
     """What the guard asks of a session."""
 
-    def watch_generate(self, call: "GenerateCall") -> AbstractContextManager[Callable[[Any], None]]:
+    def watch_generate(self, call: GenerateCall) -> AbstractContextManager[Callable[[Any], None]]:
         """Enter a run; yields a function that takes what `generate` returned."""
+
+    def watch_part(self, name: str, call: GenerateCall) -> AbstractContextManager[None]:
+        """Enter a `generate()` of a part of the model inside one of the model."""
 
     def begin_drafts(self, length: int) -> None:
         """Learn that a drafter is made and runs next, and how long the ids of the prompt are."""
 
     def watch_draft(self) -> AbstractContextManager[None]:
         """Enter a `generate()` of the model that drafts tokens for another one of it."""
-
-
-class GenerateCall:
-    """The arguments of one `generate()` call by name; watchers may add to them before it runs."""
-
-    def __init__(self, model: torch.nn.Module, arguments: inspect.BoundArguments) -> None:
-        """Flatten the `**kwargs` of the call into one mapping."""
-        self.model = model
-        self.values: dict[str, Any] = dict(arguments.arguments)
-        self.positional: tuple[Any, ...] = ()
-        for name, parameter in arguments.signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                self.values.update(self.values.pop(name, {}))
-            elif parameter.kind is parameter.VAR_POSITIONAL:
-                self.positional = self.values.pop(name, ())
-
-    def add(self, name: str, callback: object) -> None:
-        """Append a callback to a list argument unless it is in there; the user's list stays."""
-        given = list(self.values.get(name) or ())
-        if not any(entry is callback for entry in given):
-            self.values[name] = [*given, callback]
 
 
 class ModelGuard:
@@ -107,6 +90,7 @@ class ModelGuard:
             "__reduce_ex__": self._reduce_ex,
         }
         model: Any = self._model
+        self._parts = generating_parts(model)
         if callable(getattr(type(model), "generate", None)):
             attributes["generate"] = self._wrap(model.generate)
         if callable(getattr(type(model), _MAKES_DRAFTER, None)):
@@ -142,7 +126,8 @@ class ModelGuard:
             try:
                 with ExitStack() as stack:
                     finish = [stack.enter_context(w.watch_generate(call)) for w in self._watchers]
-                    result = generate(*call.positional, **call.values)
+                    with watched_parts(self._parts, self._watch_part):
+                        result = generate(*call.positional, **call.values)
                     for take in finish:
                         take(result)
                 return result
@@ -150,6 +135,13 @@ class ModelGuard:
                 self._generating = False
 
         return guarded
+
+    @contextmanager
+    def _watch_part(self, name: str, call: GenerateCall) -> Iterator[None]:
+        with ExitStack() as stack:
+            for watcher in self._watchers:
+                stack.enter_context(watcher.watch_part(name, call))
+            yield
 
     def _announce(self, make: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(make)

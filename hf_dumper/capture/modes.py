@@ -11,8 +11,8 @@ from transformers.generation.configuration_utils import (
     GenerationMode,
 )
 
+from hf_dumper.capture.calls import GenerateCall
 from hf_dumper.capture.generation import FollowTokens
-from hf_dumper.capture.guard import GenerateCall
 from hf_dumper.capture.lengths import LengthLimit, length_limit
 from hf_dumper.capture.speculation import drafter_of
 from hf_dumper.errors import UnsupportedGenerationError

@@ -32,9 +32,9 @@ from hf_dumper.core.trace import NO_ID, TokenTrace
 from hf_dumper.core.types import ROOT, Batch, Tick
 from hf_dumper.errors import CaptureError
 
-_PART = (
-    "generate() of this class runs generate() of a part of the model and never the model itself, "
-    "so its forwards cannot be told from each other; dump that part"
+_NO_FORWARD = (
+    "generate() of this class never calls the model, nor a part of it that has a generate() of its "
+    "own, so its forwards cannot be told from each other; dump the part that it calls"
 )
 
 
@@ -60,7 +60,8 @@ class Observer:
 
     `modules` are (name, module) of what is tapped; empty for last logits only. A failure of ours
     ends the recording of the run, is kept in `failure`, and never reaches the model. `left_out`
-    counts the forwards that were to be recorded after that.
+    counts the forwards that were to be recorded after that. `followed` is the module whose forwards
+    make the tokens: the model, or the part of it that generates in its place.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Observer:
         With `cache`, what each forward adds to the cache is recorded.
         """
         self.model = model
+        self.followed = model
         self.clock = TokenClock()
         self.inputs: RootInputs | None = None
         self.failure: Exception | None = None
@@ -106,7 +108,7 @@ class Observer:
         self._cache = CacheReader(model) if cache else None
         self._intake = new_intake()
         self._intake.inputs, self._intake.outputs = inputs, outputs
-        self._intake.fail = self._fail
+        self._intake.fail = self.fail
         self.snapshot = Snapshot(Arena(), _drop, self._intake, device=device)
 
     @property
@@ -159,24 +161,39 @@ class Observer:
         `makes_masks` tells that masks of four axes are made by `generate()`, of one of two. With
         more than one of `beams` rows change places, and none of those in progress has ended.
         """
-        self.beams = BeamRows(beams) if beams > 1 else None
-        ends = frozenset() if self.beams else eos
-        self.clock.open_run(self.run, generating=True, eos=ends)
+        self._follow(self.model, eos, makes_masks=makes_masks, beams=beams)
         self.clock.speculation = speculation
         if speculation is not None:
             self._decisions = DecisionRecorder(self._source, last_logits=self._last_logits)
-        self._makes_masks, self._is_aside = makes_masks, False
         self._trace = TraceRecorder()
         self._intake.stamp += 1
         if 0 in self._tokens:
             self.snapshot.begin(self.clock.provisional())
             self._intake.recording = not self._last_logits
 
+    def follow_part(
+        self, part: torch.nn.Module, eos: frozenset[int], *, makes_masks: bool, beams: int
+    ) -> None:
+        """Count the forwards of a part, whose `generate()` runs in place of the model's.
+
+        What was recorded before, of an encoder or vision tower, belongs to its first forward.
+        """
+        self._follow(part, eos, makes_masks=makes_masks, beams=beams)
+
+    def _follow(
+        self, module: torch.nn.Module, eos: frozenset[int], *, makes_masks: bool, beams: int
+    ) -> None:
+        self.followed = module
+        self.beams = BeamRows(beams) if beams > 1 else None
+        ends = frozenset() if self.beams else eos
+        self.clock.open_run(self.run, generating=True, eos=ends)
+        self._makes_masks, self._is_aside = makes_masks, False
+
     def start_forward(self) -> None:
         """Start a run that is one bare forward."""
         self.clock.open_run(self.run, generating=False)
         self._makes_masks = self._is_aside = False
-        self.beams = None
+        self.followed, self.beams = self.model, None
 
     def before_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the arguments of a forward of the root module."""
@@ -186,11 +203,11 @@ class Observer:
             self.left_out += 1
 
     def _begin_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = named_arguments(self.model, args, kwargs)
+        given = named_arguments(self.followed, args, kwargs)
         clock, snapshot = self.clock, self.snapshot
         aside = self._is_aside = clock.generating and runs_aside()
         inputs = read_inputs(
-            self.model, args, given, seen=clock.columns(aside=aside), generated=self._generated()
+            self.followed, args, given, seen=clock.columns(aside=aside), generated=self._generated()
         )
         self.inputs = self.inputs or inputs
         tick = clock.tick(inputs, aside=aside)
@@ -260,7 +277,7 @@ class Observer:
     def see_token(self, ids: torch.Tensor) -> None:
         """Take the ids that the stopping criteria of the session sees; the forward is over."""
         if self.clock.forward < 0:
-            self._fail(CaptureError(_PART))
+            self.fail(CaptureError(_NO_FORWARD))
         last = ids[:, -1]
         # With beams these are the candidates, and which of them become rows is seen a token later.
         chosen = last.tolist() if self.beams is None else []
@@ -357,7 +374,7 @@ class Observer:
                 found = self._trace.tokens()
                 return tuple(t for t in found if t.token not in self._surplus)
             except Exception as error:  # whatever went wrong behind the forwards
-                self._fail(error)
+                self.fail(error)
         return ()
 
     def _rank(self) -> None:
@@ -406,9 +423,10 @@ class Observer:
         try:
             action()
         except Exception as error:  # whatever we did wrong, the model must go on
-            self._fail(error)
+            self.fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """End the recording of the run, and remember the first reason."""
         self.failure = self.failure or error
         self.stop()
 

@@ -226,6 +226,7 @@ class RunInfo:
 class RunResult:
     """What is known of a run when it ends: facts, counts, why it is not whole, and its tokens.
 
+    A `prompt` among the facts adds to that of the RunInfo, as it becomes known later.
     `trace` are tokens, or rows of a trace that was read. `unrecorded` is the number of forwards
     that were to be recorded after the recording had ended.
     """

@@ -11,26 +11,14 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from hf_dumper.capture.adapters import base_of
-from hf_dumper.capture.beams import beam_facts
+from hf_dumper.capture.calls import GenerateCall
 from hf_dumper.capture.eager import eager, refuse_compiled, without_wrapper
-from hf_dumper.capture.facts import (
-    Tokenizer,
-    decode,
-    forward_facts,
-    prompt_facts,
-    result_facts,
-)
+from hf_dumper.capture.facts import Tokenizer, forward_facts
 from hf_dumper.capture.generation import DumpLogitsProcessor, DumpStoppingCriteria
-from hf_dumper.capture.guard import GenerateCall, HookOwner, ModelGuard
-from hf_dumper.capture.lengths import why_ended
-from hf_dumper.capture.modes import (
-    GenerationPlan,
-    disable_compilation,
-    plan_generation,
-)
+from hf_dumper.capture.guard import HookOwner, ModelGuard
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.saved import check_saved
-from hf_dumper.capture.speculation import DRAFT_FORWARD, Speculation
+from hf_dumper.capture.speculation import DRAFT_FORWARD
 from hf_dumper.capture.targets import select_modules
 from hf_dumper.config import INPUTS, OUTPUTS, STATISTICS, DumpConfig
 from hf_dumper.core.selection import parse_tokens
@@ -41,6 +29,7 @@ from hf_dumper.errors import (
 )
 from hf_dumper.launch import Launch
 from hf_dumper.session.forked import forget_when_forked
+from hf_dumper.session.generation import Generation
 from hf_dumper.session.model_dump import ModelDump
 from hf_dumper.session.notices import warn_caller
 from hf_dumper.session.runs import RunKeeper
@@ -104,6 +93,7 @@ class DumpSession(HookOwner):
         self._paused = 0
         self._depth = 0
         self._drafting = 0
+        self._generation: Generation | None = None
         self._outer_error: BaseException | None = None
         self._hooks = ExitStack()
         self._closed = False
@@ -261,41 +251,44 @@ class DumpSession(HookOwner):
         if self._paused:
             yield lambda _result: None
             return
-        plan = plan_generation(call)
-        disable_compilation(call)
-        call.add("logits_processor", self._processor)
-        call.add("stopping_criteria", self._criteria)
-        facts: dict[str, Any] = {
-            "generation_config": dict(plan.options),
-            "followed": plan.followed,
-            "auto_compile": plan.auto_compile,
-            "length": plan.limit.facts(None),
-        }
-        prompt = prompt_facts(call.values, self._tokenizer)
-        if plan.drafter is not None:
-            prompt["drafter"] = plan.drafter
-        if not self._begin("generate", prompt, plan.max_new_tokens):
+        callbacks = self._processor, self._criteria
+        generation = Generation(call, callbacks, self._observer, self._tokenizer)
+        if not self._begin("generate", generation.prompt, generation.plan.max_new_tokens):
             with self.pause():
                 yield lambda _result: None
             return
-        speculation = None if plan.drafter is None else Speculation(plan.drafter)
-        self._observer.start_generation(
-            plan.eos,
-            makes_masks=plan.makes_masks,
-            beams=plan.beams,
-            speculation=speculation,
-        )
+        self._generation = generation
+        generation.start()
         error: BaseException | None = None
         try:
-            yield lambda result: facts.update(self._result(result, plan))
+            yield generation.take
         except BaseException as raised_error:
             error = raised_error
             raise
         finally:
-            if speculation is not None:
-                facts["speculation"] = speculation.facts()
-            self._end(facts, error)
-        self._warn_missed(facts.get("generated_tokens"))
+            self._generation = None
+            self._end(generation.facts(), error)
+        self._warn_missed(generation.tokens)
+
+    @contextmanager
+    def watch_part(self, name: str, call: GenerateCall) -> Iterator[None]:
+        """Follow the `generate()` of a part of the model, should it run in the model's place."""
+        generation = self._generation
+        if generation is None or not self._runs.is_here or self._depth:
+            yield
+            return
+        if generation.part is not None or self._observer.clock.forward >= 0:
+            generation.refuse_part(name)
+            yield
+            return
+        generation.follow_part(name, call)
+        part = call.model
+        before = part.register_forward_pre_hook(self._before_root, with_kwargs=True, prepend=True)
+        with (
+            before,
+            part.register_forward_hook(self._after_root, with_kwargs=True, always_call=True),
+        ):
+            yield
 
     def begin_drafts(self, length: int) -> None:
         """Learn that a drafter is about to run, and how long the ids of the prompt are."""
@@ -314,9 +307,9 @@ class DumpSession(HookOwner):
     # --- hooks and callbacks ---------------------------------------------------------------------
 
     def _before_root(
-        self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if self._paused or self._closed:
+        if self._paused or self._closed or self._is_beside(module):
             return
         if self._runs.is_open and not self._runs.is_here:
             msg = "Another thread runs the model while it is being dumped; use one thread."
@@ -334,8 +327,17 @@ class DumpSession(HookOwner):
             self._observer.start_forward()
         self._observer.before_root(args, kwargs)
 
-    def _after_root(self, _module: torch.nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def _is_beside(self, module: torch.nn.Module) -> bool:
+        """Tell whether the model runs where a part of it is followed in its place."""
+        is_beside = self._generation is not None and module is not self._observer.followed
+        if is_beside:
+            self._observer.snapshot.skip("a forward of the model where a part of it generates")
+        return is_beside
+
+    def _after_root(self, module: torch.nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         if self._closed or self._drafting or not self._depth or not self._runs.is_here:
+            return
+        if self._generation is not None and module is not self._observer.followed:
             return
         self._depth -= 1
         if self._depth:
@@ -351,9 +353,10 @@ class DumpSession(HookOwner):
 
         torch calls no hook when a forward ends in a KeyboardInterrupt.
         """
+        followed = self._observer.followed
         frame, depth = sys._getframe(1), 0
         while frame is not None and depth < 2:
-            depth += frame.f_code.co_name == "_call_impl" and frame.f_locals["self"] is self._model
+            depth += frame.f_code.co_name == "_call_impl" and frame.f_locals["self"] is followed
             frame = cast("FrameType", frame.f_back)
         if depth > 1:
             return False
@@ -402,20 +405,6 @@ class DumpSession(HookOwner):
         self._guard.leave(self)
 
     # --- facts of a run --------------------------------------------------------------------------
-
-    def _result(self, result: Any, plan: GenerationPlan) -> dict[str, Any]:
-        prompt_length = self._observer.clock.prompt_length
-        facts = result_facts(result, prompt_length)
-        beams, ids = self._observer.beams, facts["generated_ids"]
-        if beams is not None and ids is not None:
-            facts["beams"] = beam_facts(beams, result, ids)
-        facts |= self._observer.discard_surplus(result, facts["generated_tokens"])
-        facts["length"] = plan.limit.facts(prompt_length)
-        if facts["generated_ids"] is not None and prompt_length is not None:
-            ids = facts["generated_ids"]
-            facts["ended"] = why_ended(ids, plan.eos, plan.limit, prompt_length)
-        facts["generated_text"] = decode(self._tokenizer, facts["generated_ids"])
-        return facts
 
     def _expected(self, forwards: int | None) -> int:
         """Estimate the records of a run, for room in the first shard's header."""

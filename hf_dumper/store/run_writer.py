@@ -169,6 +169,7 @@ class RunWriter:
         if result.unrecorded:
             reasons.append(f"forwards that were not recorded after that: {result.unrecorded}")
         facts = dict(result.facts) | self._facts(complete=not reasons) | self._sums(result)
+        facts["prompt"] |= result.facts.get("prompt", {})
         facts |= {"tables": self._tables(), "incomplete": "; ".join(reasons) or None}
         free_room(self._run_folder / layout.RUN_PARTIAL)
         write_json(self._run_folder / layout.RUN, sealed(facts), durable=self._durable)

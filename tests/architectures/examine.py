@@ -11,6 +11,7 @@ from hf_dumper import DumpConfig, register_hook
 from tests.architectures import alignment, places, routing
 from tests.architectures.checks import belongings, differences, unlike
 from tests.architectures.models import LEFT, Architecture, NotBuilt, Task, prepared
+from tests.architectures.overrides import GENERATES_WITH
 from tests.architectures.witness import Witness
 
 _FED_AGAIN = {"xlnet": 2}
@@ -28,18 +29,19 @@ def examine(architecture: Architecture, folder: Path) -> dict[str, Any]:
             model, task, plain = prepared(architecture)
         except NotBuilt as error:
             return {"class": architecture.name, "not built": str(error)}
-        witness, found = _watched(model, task, plain, folder / "golden")
+        witness, found = _watched(architecture, model, task, plain, folder / "golden")
         aligned = _aligned(architecture, model, task, plain, folder)
     facts = {"class": architecture.name, "run": _run(task), "records": len(witness.seen)}
     return facts | found | aligned | {"experts": routing.recorded(model, witness)}
 
 
 def _watched(
-    model: nn.Module, task: Task, plain: Any, path: Path
+    architecture: Architecture, model: nn.Module, task: Task, plain: Any, path: Path
 ) -> tuple[Witness, dict[str, str | None]]:
     """Dump one run under the eyes of a witness."""
     before = belongings(model)
-    witness = Witness(model)
+    part = GENERATES_WITH.get(architecture.type, "root") if task.generates else "root"
+    witness = Witness(model, part)
     with register_hook(model, DumpConfig(path, "all", hash_weights=False)):
         dumped = task(model)
     witness.leave()

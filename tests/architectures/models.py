@@ -156,6 +156,7 @@ def _pixels(config: Any) -> Iterator[torch.Tensor]:
 def _looking(model: nn.Module) -> Iterator[Task]:
     """Yield prompts of one row with as many image tokens as the vision tower makes of an image."""
     config: Any = model.config
+    yield from _asking(config)
     names = ("image_token_id", "image_token_index")
     token = next((found for n in names if (found := getattr(config, n, None))), None)
     for image in _images(config):
@@ -170,6 +171,22 @@ def _looking(model: nn.Module) -> Iterator[Task]:
         ids = torch.cat([IDS[1:, :3], torch.full((1, count), token), IDS[1:, 3:]], dim=1)
         yield _with_image(ids, image, mm_token_type_ids=(ids == token).int())
         yield _with_image(ids, image)
+
+
+def _asking(config: Any) -> Iterator[Task]:
+    """Yield prompts of models that ask an image a fixed number of questions."""
+    count = getattr(config, "num_query_tokens", None) or getattr(config, "latent_query_num", None)
+    if not isinstance(count, int):
+        return
+    places = torch.arange(3 + count).ge(3)[None]
+    places = torch.cat([places, torch.zeros(1, PROMPT - 3, dtype=torch.bool)], dim=1)
+    ids = torch.cat([IDS[1:, :3], torch.full((1, count), 90), IDS[1:, 3:]], dim=1)
+    question = {"qformer_input_ids": IDS[1:], "qformer_attention_mask": torch.ones_like(IDS[1:])}
+    for pixels in _pixels(config):
+        yield _with_image(ids, {"pixel_values": pixels}, **question)
+        yield _with_image(ids, {"pixel_values": pixels[:, None]}, **question)
+        yield _with_image(ids, {"pixel_values": pixels})
+        yield _with_image(ids, {"pixel_values": pixels}, image_embeds_position_mask=places.long())
 
 
 def _with_image(ids: torch.Tensor, image: dict[str, Any], **others: Any) -> Task:

@@ -73,9 +73,17 @@ GIVEN: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": _IMAGES,
     "glm5_next": {"text_config": {"index_kpool": 2}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "blip-2": {"image_token_index": 90},
+    "instructblip": {"image_token_index": 90},
+    "instructblipvideo": {"video_token_index": 90},
     "kyutai_speech_to_text": {"codec_config": _MIMI},
 }
 """By model type."""
+
+GENERATES_WITH = {"blip": "text_decoder", "blip-2": "language_model", "kosmos-2": "text_model"} | {
+    kind: "language_model" for kind in ("instructblip", "instructblipvideo")
+}
+"""Parts that generate in the place of a whole model, by model type."""
 
 TOO_LARGE = dict.fromkeys(
     ("vibevoice", "vibevoice_asr"), "its convolutions have sizes that no configuration tells"

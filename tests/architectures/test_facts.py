@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hf_dumper import DumpConfig, open_dump, register_hook
-from tests.architectures.models import IDS, LEFT, PAD, architectures, build, find_task
+from hf_dumper import DumpConfig, DumpIncompleteWarning, open_dump, register_hook
+from hf_dumper.errors import UnsupportedGenerationError
+from tests.architectures.checks import belongings
+from tests.architectures.models import IDS, LEFT, NEW, PAD, architectures, build, find_task
 
 ALL = {(a.family, a.type): a for a in architectures()}
 
@@ -121,16 +124,105 @@ def test_llavas_tower_runs_inside_generate_before_the_model(dumped):
     assert max(tower) < min(row["seq_in"] for row in case.select(module="root"))
 
 
-def test_a_class_that_generates_with_a_part_says_that_its_run_is_not_whole(tmp_path):
+@pytest.fixture
+def blip():
     architecture = ALL["image-text", "blip"]
     model = build(architecture)
-    task, plain = find_task(architecture, model)
-    with register_hook(model, DumpConfig(tmp_path)):
+    return model, *find_task(architecture, model)
+
+
+def test_where_a_part_generates_its_forwards_are_the_tokens(blip, tmp_path):
+    model, task, plain = blip
+    before = belongings(model.text_decoder)
+    with register_hook(model, DumpConfig(tmp_path, "all")):
         result = task(model)
+        assert belongings(model.text_decoder) - before == {
+            found for found in belongings(model.text_decoder) if "Tap" in found[1]
+        }
+    assert torch.equal(result.sequences, plain.sequences)
+    assert belongings(model.text_decoder) == before
+    with open_dump(tmp_path) as reader:
+        info = reader.run_info()
+        assert info["complete"]
+        assert info["prompt"]["part"] == "text_decoder"
+        assert info["prompt"]["input_ids"] == plain.sequences[:, :-NEW].tolist()
+        assert info["generated_ids"] == plain.sequences[:, -NEW:].tolist()
+        for token in range(NEW):
+            logits = reader.load("text_decoder", "output.logits", token)
+            assert torch.equal(logits[:, -1], plain.logits[token])
+        tower = {k.forward for k in reader.keys(run=0) if k.module.startswith("vision_model")}
+        assert tower == {0}
+        assert [row["chosen_id"] for row in reader.trace().to_pylist()] == info["generated_ids"][0]
+
+
+def test_beams_of_a_part_are_followed(blip, tmp_path):
+    model, task, _ = blip
+    plain = task(model, num_beams=2)
+    with register_hook(model, DumpConfig(tmp_path, "all")):
+        result = task(model, num_beams=2)
     assert torch.equal(result.sequences, plain.sequences)
     with open_dump(tmp_path) as reader:
+        assert reader.run_info()["complete"]
+        assert reader.run_info()["beams"]["beams"] == 2
+
+
+def test_last_logits_of_a_part_are_the_models(blip, tmp_path):
+    model, task, plain = blip
+    with register_hook(model, DumpConfig(tmp_path, "all", dump_last_logits=True)):
+        task(model)
+    with open_dump(tmp_path) as reader:
+        found = [reader.load("root", "logits", token) for token in range(NEW)]
+    assert all(map(torch.equal, found, plain.logits))
+
+
+def test_a_part_that_fails_leaves_nothing_behind(blip, tmp_path):
+    model, task, _ = blip
+    before = belongings(model.text_decoder)
+    with register_hook(model, DumpConfig(tmp_path, "all")) as session:
+        with (
+            pytest.raises(ZeroDivisionError),
+            model.text_decoder.register_forward_hook(lambda *_: 1 / 0),
+        ):
+            task(model)
+        task(model)
+        assert len(session.runs) == 2
+    assert belongings(model.text_decoder) == before
+    with open_dump(tmp_path) as reader:
+        assert [reader.run_info(run)["complete"] for run in reader.runs()] == [False, True]
+
+
+class Speaker(transformers.LlamaForCausalLM):
+    """Generates with one part, then with another, as models that speak do."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.thinker, self.talker = (transformers.LlamaForCausalLM(config) for _ in range(2))
+
+    def generate(self, input_ids, **options):
+        thought = self.thinker.generate(input_ids, **options)
+        return self.talker.generate(thought, **options)
+
+
+def test_a_second_part_that_generates_makes_the_run_incomplete(tmp_path):
+    torch.manual_seed(0)
+    model = Speaker(build(ALL["causal", "llama"]).config).eval()
+    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+    plain = model.generate(IDS, **options)
+    told = pytest.warns(DumpIncompleteWarning, match="'talker' runs after that of 'thinker'")
+    with told, register_hook(model, DumpConfig(tmp_path, "all")):
+        assert torch.equal(model.generate(IDS, **options), plain)
+    with open_dump(tmp_path) as reader:
         assert not reader.run_info()["complete"]
-        assert "generate() of a part" in reader.run_info()["incomplete"]
+        assert reader.load("thinker", "output.logits", NEW - 1).shape == (2, 1, 96)
+
+
+def test_speculation_by_a_part_is_refused(blip, tmp_path):
+    model, task, _ = blip
+    with register_hook(model, DumpConfig(tmp_path, "all")) as session:
+        with pytest.raises(UnsupportedGenerationError, match="by the part 'text_decoder'"):
+            task(model, prompt_lookup_num_tokens=2)
+        session.summary()
+        task(model)
 
 
 def test_a_state_of_a_sequence_is_no_length():

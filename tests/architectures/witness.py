@@ -10,9 +10,13 @@ import torch
 
 
 class Witness:
-    """Clones whatever goes in and out of every module, by hooks of its own."""
+    """Clones whatever goes in and out of every module, by hooks of its own.
 
-    def __init__(self, model):
+    Forwards are those of the module named `root`, or of the part that generates in its place.
+    """
+
+    def __init__(self, model, root="root"):
+        self.root = root
         self.seen, self.forward, self.calls, self.open = {}, -1, Counter(), []
         self.handles = []
         for name, module in model.named_modules():
@@ -21,7 +25,7 @@ class Witness:
 
     def hooks(self, name):
         def before(_module, args, kwargs):
-            if name == "root":
+            if name == self.root:
                 self.forward += 1
                 if self.forward:
                     self.calls.clear()
