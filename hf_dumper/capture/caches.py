@@ -8,6 +8,7 @@ import torch
 
 from hf_dumper.capture.cached import Part, below, layers, parts
 from hf_dumper.capture.inputs import CACHES
+from hf_dumper.capture.naming import named_modules
 from hf_dumper.core.axes import OTHER, POS, ROW
 
 _KEPT_BY_MODULES = {"conv1d_state": "conv", "recurrent_states": "recurrent"}
@@ -117,7 +118,7 @@ class CacheReader:
     def _keepers(self) -> list[_Kept]:
         return [
             _Kept(number, slot, module, attribute)
-            for name, module in self._model.named_modules()
+            for name, module in named_modules(self._model)
             for attribute, slot in _KEPT_BY_MODULES.items()
             if attribute in vars(module)
             for number in [part for part in name.split(".") if part.isdecimal()][:1]

@@ -35,16 +35,6 @@ def refuse_compiled(model: torch.nn.Module) -> None:
             raise CompiledModelError(msg)
 
 
-def without_wrapper(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model that `torch.compile(model)` wrapped, or the model itself.
-
-    `generate()` of the wrapper runs the model inside it, so the hooks have to be there.
-    """
-    inner = getattr(model, "_orig_mod", None)
-    is_wrapper = type(model).__name__ == "OptimizedModule"
-    return inner if is_wrapper and isinstance(inner, torch.nn.Module) else model
-
-
 def _is_compiled(module: torch.nn.Module) -> bool:
     """Tell the three ways apart: module.compile(), torch.compile(module), a compiled forward."""
     if getattr(module, "_compiled_call_impl", None) is not None:

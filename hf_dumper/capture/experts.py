@@ -2,6 +2,8 @@
 
 import torch
 
+from hf_dumper.capture.naming import named_modules
+
 
 def routed_modules(model: torch.nn.Module) -> frozenset[str]:
     """Return the names of the modules that see tokens in the order of the experts they chose.
@@ -10,7 +12,7 @@ def routed_modules(model: torch.nn.Module) -> frozenset[str]:
     and the experts of a list, which see the tokens that chose them. Of such a tensor the sizes may
     be those of rows or columns by chance, and would be taken for them.
     """
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     homes = {
         name for name, module in modules.items() if _is_stacked(module) or _is_list(name, module)
     }

@@ -11,6 +11,7 @@ import torch
 from xxhash import xxh3_64_hexdigest
 
 from hf_dumper.capture.adapters import adapter_facts
+from hf_dumper.capture.naming import plain_name, without_wrapper
 from hf_dumper.capture.quantised import packed, packed_objects, parts, quantised_kinds
 from hf_dumper.capture.seeding import determinism_facts
 from hf_dumper.core.digests import json_digest
@@ -68,7 +69,10 @@ def module_tree(model: torch.nn.Module, name: str = "root") -> dict[str, Any]:
     return {
         "name": name,
         "type": type(model).__name__,
-        "children": [module_tree(child, prefix + key) for key, child in model.named_children()],
+        "children": [
+            module_tree(without_wrapper(child), prefix + key)
+            for key, child in model.named_children()
+        ],
     }
 
 
@@ -120,7 +124,7 @@ def _weights(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, value in sorted(model.state_dict(keep_vars=True).items()):
         if isinstance(value, torch.Tensor):
-            yield from parts(name, value)
+            yield from parts(plain_name(name), value)
     for one in packed(model):
         yield one.name, one.form if one.reason else one.load()
 

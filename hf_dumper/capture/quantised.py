@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import torch
 
+from hf_dumper.capture.naming import named_modules
 from hf_dumper.capture.storable import PLAIN
 
 Load = Callable[[], torch.Tensor]
@@ -48,7 +49,7 @@ def parts(name: str, tensor: torch.Tensor, depth: int = 0) -> Iterator[tuple[str
 def packed(model: torch.nn.Module) -> Iterator[Packed]:
     """Yield what is packed away in the modules of a model, and what cannot be unpacked."""
     unpacked: set[str] = set()
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if name.rpartition(".")[0] in unpacked:  # the packed form of what was unpacked
             continue
         methods = [own for own in ("weight", "bias") if _is_method(module, own)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_dumper.capture.naming import named_modules
 from hf_dumper.core.types import ROOT
 from hf_dumper.errors import CaptureError
 
@@ -18,7 +19,7 @@ class SavePlaces:
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Know the modules of a model by their names."""
-        named = model.named_modules()
+        named = named_modules(model)
         self._sources = {id(m): (name or ROOT, type(m).__name__) for name, m in named}
         self._root = (ROOT, type(model).__name__)
         self._forward = -1

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hf_dumper.capture.naming import named_modules
 from hf_dumper.config import DumpConfig
 from hf_dumper.core.selection import match_classes, match_names
 from hf_dumper.core.types import ROOT
@@ -18,7 +19,7 @@ def select_modules(model: torch.nn.Module, config: DumpConfig) -> list[tuple[str
     Raises:
         SelectionError: nothing is selected; the message names what comes nearest.
     """
-    modules = {name or ROOT: module for name, module in model.named_modules()}
+    modules = {name or ROOT: module for name, module in named_modules(model)}
     if modules[ROOT] is not model:
         msg = f"{type(model).__name__} has a child named {ROOT!r}, which is what dumps call itself."
         raise ModelError(msg)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hf_dumper.capture.naming import named_modules, plain_name
 from hf_dumper.capture.quantised import Packed, packed, parts
 from hf_dumper.capture.storable import PLAIN, STORABLE, shape_of, unstorable
 from hf_dumper.capture.targets import execution_device
@@ -34,7 +35,8 @@ def collect_weights(
     """
     wanted = _selected(model, layer_name)
     groups: dict[tuple[object, ...], list[tuple[str, str, torch.Tensor, Load | None]]] = {}
-    for name, kind, tensor, value in _valued(model):
+    for found_as, kind, tensor, value in _valued(model):
+        name = plain_name(found_as)
         groups.setdefault(_identity(model, name, tensor, value), []).append(
             (name, kind, tensor, value)
         )
@@ -49,7 +51,7 @@ def collect_weights(
 def _selected(model: torch.nn.Module, layer_name: str | Sequence[str] | None) -> set[str]:
     if layer_name is None:
         return {ROOT}
-    return match_names(layer_name, [name or ROOT for name, _ in model.named_modules()])
+    return match_names(layer_name, [name or ROOT for name, _ in named_modules(model)])
 
 
 def _is_inside(name: str, modules: set[str]) -> bool:

@@ -12,10 +12,11 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from hf_dumper.capture.adapters import base_of
 from hf_dumper.capture.calls import GenerateCall
-from hf_dumper.capture.eager import eager, refuse_compiled, without_wrapper
+from hf_dumper.capture.eager import eager, refuse_compiled
 from hf_dumper.capture.facts import Tokenizer, forward_facts
 from hf_dumper.capture.generation import DumpLogitsProcessor, DumpStoppingCriteria
 from hf_dumper.capture.guard import HookOwner, ModelGuard
+from hf_dumper.capture.naming import without_wrapper
 from hf_dumper.capture.observer import Observer
 from hf_dumper.capture.saved import check_saved
 from hf_dumper.capture.speculation import DRAFT_FORWARD
