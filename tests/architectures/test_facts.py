@@ -1,10 +1,12 @@
 """What the package relies on in the models of transformers, and what a dump makes of it."""
 
 import copy
+import shutil
 
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -313,3 +315,60 @@ def test_a_hook_of_a_class_is_copied_with_its_model_unless_it_says_otherwise(lla
 
     llama.model.register_forward_hook(Hook())
     assert len(copy.deepcopy(llama).model._forward_hooks) == 1
+
+
+# --- what may run in other ways -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"use_reentrant": False}, {"use_reentrant": True}], ids=str)
+def test_what_gradient_checkpointing_computes_again_is_not_recorded(llama, tmp_path, options):
+    """The second pass calls hooks, too, with None for what it stops early."""
+    plain, again = copy.deepcopy(llama).train(), llama.train()
+    again.gradient_checkpointing_enable(options)
+    again.enable_input_require_grads()
+    calls, hashes = [], []
+    again.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    for name, model in (("plain", plain), ("again", again)):
+        with register_hook(model, DumpConfig(tmp_path / name)):
+            model(IDS, labels=IDS, use_cache=False).loss.backward()
+        with open_dump(tmp_path / name) as reader:
+            assert reader.runs() == (0,)
+            assert reader.run_info()["complete"]
+            rows = reader.index().to_pylist()
+        hashes.append({(row["module"], row["slot"], row["call"]): row["hash"] for row in rows})
+    assert len(calls) == 2
+    assert hashes[0] == hashes[1]
+    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_names_are_those_of_modules_not_of_the_checkpoint(tmp_path):
+    model = build(ALL["causal", "mixtral"])
+    model.save_pretrained(tmp_path / "saved")
+    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    with register_hook(model, DumpConfig(tmp_path / "dump", dump_weight=True)):
+        model(IDS)
+    with open_dump(tmp_path / "dump") as reader:
+        modules = {key.module for key in reader.keys(run=0)}
+        weights = set(reader.weights())
+        hashed = set(reader.manifest["weights"])
+    assert any("block_sparse_moe.experts.0" in name for name in saved)
+    assert "model.layers.0.mlp.experts" in modules
+    assert weights >= hashed == set(model.state_dict())
+    assert hashed - saved
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention is compiled by g++")
+def test_flex_attention_is_dumped_and_its_block_masks_are_counted(llama, tmp_path):
+    llama.set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        plain = llama(IDS).logits
+        with register_hook(llama, DumpConfig(tmp_path)):
+            assert torch.equal(llama(IDS).logits, plain)
+    with open_dump(tmp_path) as reader:
+        info = reader.run_info()
+        assert info["complete"]
+        assert info["counts"]["skipped_by_reason"]["not a tensor: BlockMask"]
+        attention = reader.load("model.layers.0.self_attn", "output.0")
+        assert attention.shape == (*IDS.shape, llama.config.hidden_size)

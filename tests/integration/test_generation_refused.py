@@ -35,6 +35,9 @@ REFUSED = {
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
     "contrastive layers": {"dola_layers": "high"},
     "custom": {"custom_generate": lambda model, **kwargs: None},
+    "drafts of heads for several tokens": {"use_mtp": True},
+    "drafts of a block": {"speculation_type": "dflash", "assistant_model": object()},
+    "an assistant of Gemma 4": {"assistant_model": type("Gemma4AssistantForCausalLM", (), {})()},
     "constrained beams": {"num_beams": 2, "force_words_ids": [[[5]]]},
     "contrastive by configuration": {
         "generation_config": GenerationConfig(penalty_alpha=0.6, top_k=4)
